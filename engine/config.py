@@ -1,0 +1,47 @@
+"""How one engine process runs its model. Chosen by the operator, fixed for the life of the process."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Literal
+
+from engine.profile import ModelProfile
+
+DeviceName = Literal["cpu", "cuda"]
+DtypeName = Literal["float32", "bfloat16"]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class EngineConfig:
+    """Per-process settings of an engine.
+
+    Attributes:
+        profile: the model.
+        model_dir: folder with the profile's files.
+        device: where the networks run.
+        dtype: precision of weights and activations. Noise, schedule and the Euler update are always float32.
+        max_batch_samples: forward-pass rows of a step; a request with cfg > 1 takes two.
+        max_batch_tokens: image and text tokens of a step, over all rows. One request larger than this runs alone.
+        max_waiting: requests that may wait inside the engine; more are refused.
+        text_cache_bytes, image_cache_bytes: budgets of the caches of text embeddings and of image prompts.
+    """
+
+    profile: ModelProfile
+    model_dir: str
+    device: DeviceName = "cpu"
+    dtype: DtypeName = "float32"
+    max_batch_samples: int = 8
+    max_batch_tokens: int = 8192
+    max_waiting: int = 256
+    text_cache_bytes: int = 256 * 2**20
+    image_cache_bytes: int = 256 * 2**20
+
+    def __post_init__(self) -> None:
+        for name in ("max_batch_samples", "max_batch_tokens", "max_waiting"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        for name in ("text_cache_bytes", "image_cache_bytes"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
+        if self.max_batch_samples < 2:
+            raise ValueError("max_batch_samples must be at least 2: a request with cfg > 1 takes two rows")

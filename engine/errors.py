@@ -1,0 +1,65 @@
+"""Every error the engine raises on purpose.
+
+    EngineError
+    ├── InvalidRequestError          the caller asked for something that can't be drawn
+    ├── ReferenceImageError          the reference picture can't be used
+    │   ├── UnreadableImageError     not an image, truncated, or of a kind that is not accepted
+    │   ├── ImageTooLargeError       more bytes or pixels than the limits allow
+    │   └── FaceNotFoundError        ``face_policy: require`` and no face in the picture
+    ├── ModelLoadError               a model folder is incomplete, corrupt or of another model
+    ├── EngineBusyError              the engine's queue is full; try again later
+    ├── RequestCancelledError        the caller went away, or asked to stop
+    ├── OutOfDeviceMemoryError       this request did not fit on the device; others may
+    └── EngineStoppedError           the engine is closed or broke; nothing further is accepted
+
+Messages carry the values and say what to change. They are shown to callers, so they never hold a server path,
+a prompt or picture content; ``ModelLoadError`` is the exception: only operators see it.
+"""
+
+
+class EngineError(Exception):
+    """Root of the tree. Picklable with its message alone, because errors cross process boundaries."""
+
+    @property
+    def message(self) -> str:
+        return str(self)
+
+
+class InvalidRequestError(EngineError):
+    """The request's own values can't be served (size, steps, strength …)."""
+
+
+class ReferenceImageError(EngineError):
+    """The reference picture can't be used."""
+
+
+class UnreadableImageError(ReferenceImageError):
+    """The bytes are not a complete image of an accepted kind."""
+
+
+class ImageTooLargeError(ReferenceImageError):
+    """More bytes or pixels than the limits allow. Raised before pixels are decoded."""
+
+
+class FaceNotFoundError(ReferenceImageError):
+    """No face was found and the face policy requires one."""
+
+
+class ModelLoadError(EngineError):
+    """A model folder is incomplete, corrupt, or holds another model. Names file, key, expected and found."""
+
+
+class EngineBusyError(EngineError):
+    """The engine already holds as many waiting requests as it may."""
+
+
+class RequestCancelledError(EngineError):
+    """The request was cancelled before it finished."""
+
+
+class OutOfDeviceMemoryError(EngineError):
+    """The device ran out of memory while working on this request."""
+
+
+class EngineStoppedError(EngineError):
+    """The engine is closed or broken and takes no further work."""

@@ -1,0 +1,1 @@
+"""Many replicas, HTTP and scaling around :mod:`engine`. The only package that knows Ray and FastAPI."""
