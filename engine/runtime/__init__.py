@@ -1,0 +1,1 @@
+"""How the networks run (attention kernels, precision), never what they compute."""
