@@ -1,0 +1,1 @@
+"""Other people's implementations of what we compute, fed with our weights."""
