@@ -20,6 +20,7 @@ class EngineConfig:
         model_dir: folder with the profile's files.
         device: where the networks run.
         dtype: precision of weights and activations. Noise, schedule and the Euler update are always float32.
+        cpu_threads: threads of a CPU device; None leaves it to torch.
         max_batch_samples: forward-pass rows of a step; a request with cfg > 1 takes two.
         max_batch_tokens: image and text tokens of a step, over all rows. One request larger than this runs alone.
         max_waiting: requests that may wait inside the engine; more are refused.
@@ -30,6 +31,7 @@ class EngineConfig:
     model_dir: str
     device: DeviceName = "cpu"
     dtype: DtypeName = "float32"
+    cpu_threads: int | None = None
     max_batch_samples: int = 8
     max_batch_tokens: int = 8192
     max_waiting: int = 256
@@ -40,6 +42,8 @@ class EngineConfig:
         for name in ("max_batch_samples", "max_batch_tokens", "max_waiting"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.cpu_threads is not None and self.cpu_threads < 1:
+            raise ValueError(f"cpu_threads must be at least 1, got {self.cpu_threads}")
         for name in ("text_cache_bytes", "image_cache_bytes"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")

@@ -9,6 +9,7 @@
     ├── ModelLoadError               a model folder is incomplete, corrupt or of another model
     ├── EngineBusyError              the engine's queue is full; try again later
     ├── RequestCancelledError        the caller went away, or asked to stop
+    ├── NumericalError               the network produced infinities or NaN for this request
     ├── OutOfDeviceMemoryError       this request did not fit on the device; others may
     └── EngineStoppedError           the engine is closed or broke; nothing further is accepted
 
@@ -55,6 +56,10 @@ class EngineBusyError(EngineError):
 
 class RequestCancelledError(EngineError):
     """The request was cancelled before it finished."""
+
+
+class NumericalError(EngineError):
+    """The network produced infinities or NaN: a picture would be noise, so none is returned."""
 
 
 class OutOfDeviceMemoryError(EngineError):

@@ -92,7 +92,7 @@ class TextEncoder:
     def __init__(self, t5: Any, clip: Any, *, t5_params: T5Params, clip_params: ClipTextParams) -> None:
         self.t5 = t5
         self.clip = clip
-        self._t5_length = t5_params.max_tokens
+        self.t5_length = t5_params.max_tokens
         self._clip_length = clip_params.max_tokens
         self._t5_tokenizer = packaged_tokenizer("t5_xxl")
         self._clip_tokenizer = packaged_tokenizer("clip_l")
@@ -101,7 +101,7 @@ class TextEncoder:
     def encode(self, prompts: Sequence[str]) -> list[TextEmbedding]:
         """One embedding a prompt, in order. Longer prompts are cut, as the networks' inputs are of fixed length."""
         t5_ids = [
-            padded_ids(self._t5_tokenizer, prompt, length=self._t5_length, end_id=T5_END_ID, pad_id=T5_PAD_ID)
+            padded_ids(self._t5_tokenizer, prompt, length=self.t5_length, end_id=T5_END_ID, pad_id=T5_PAD_ID)
             for prompt in prompts
         ]
         clip_ids = [

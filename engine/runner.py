@@ -1,0 +1,136 @@
+"""What the device computes for the engine: conditions, one velocity for a batch, pixels. Decides nothing."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from engine.cache import ByteBudgetCache
+from engine.config import EngineConfig
+from engine.errors import InvalidRequestError
+from engine.model.image_prompt import ImagePrompt
+from engine.model.packing import Packing
+from engine.model.text import TextEmbedding
+from engine.profile import DrawnSize
+from engine.request import Reference, RgbImage
+from engine.sampling import latents as latent_tokens
+from engine.weights.load import DTYPES, Networks
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class Row:
+    """One row of a forward pass: a sample's state and everything it is conditioned on.
+
+    Attributes:
+        tokens: (L, in_channels) float32, the noisy latents.
+        position_ids: (L, 3).
+        text: this row's prompt.
+        image_prompt: one row, its scale included.
+        sigma: noise level in (0, 1].
+        guidance: FLUX.1-dev's distilled guidance.
+    """
+
+    tokens: Tensor
+    position_ids: Tensor
+    text: TextEmbedding
+    image_prompt: ImagePrompt
+    sigma: float
+    guidance: float
+
+
+class FluxRunner:
+    """The networks of one profile on one device, with the caches of what they computed."""
+
+    def __init__(self, networks: Networks, config: EngineConfig) -> None:
+        self._networks = networks
+        self._device = torch.device(config.device)
+        self._dtype = DTYPES[config.dtype]
+        self._num_channels = config.profile.autoencoder.z_channels
+        self.text_cache: ByteBudgetCache[str, TextEmbedding] = ByteBudgetCache(config.text_cache_bytes)
+        self.image_cache: ByteBudgetCache[tuple[str, str], ImagePrompt] = ByteBudgetCache(config.image_cache_bytes)
+        self.black_prompt = self._encode_embedding(networks.vision.encode_black())
+
+    @property
+    def num_txt(self) -> int:
+        """Text tokens of every row."""
+        return self._networks.text.t5_length
+
+    def synchronize(self) -> None:
+        """Wait for the device, so that a clock read afterwards has seen the work done."""
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
+
+    def encode_prompt(self, prompt: str) -> TextEmbedding:
+        """T5's and CLIP's states of one prompt, cached by its text."""
+        embedding = self.text_cache.get(prompt)
+        if embedding is None:
+            embedding = self._networks.text.encode([prompt])[0]
+            self.text_cache.put(prompt, embedding, num_bytes=embedding.num_bytes)
+        return embedding
+
+    def encode_reference(self, reference: Reference) -> ImagePrompt:
+        """The adapter's keys and values for one reference, of scale 1, cached by its content."""
+        # Where the crop was encoded is part of the key: two precisions differ in the last digits, and the same
+        # request must give the same picture whatever came before it.
+        key = ("embedding" if reference.crop is None else "crop", reference.key)
+        prompt = self.image_cache.get(key)
+        if prompt is None:
+            embedding = reference.embedding
+            if embedding is None:
+                assert reference.crop is not None
+                embedding = self._networks.vision.encode(reference.crop[None])[0]
+            prompt = self._encode_embedding(embedding)
+            self.image_cache.put(key, prompt, num_bytes=prompt.num_bytes)
+        return prompt
+
+    def initial_tokens(self, seed: int, size: DrawnSize) -> Tensor:
+        """Pure noise as tokens, (L, in_channels) float32 on the device."""
+        noise = latent_tokens.noise(seed, size, self._num_channels)
+        return latent_tokens.pack(noise).to(self._device)
+
+    def position_ids(self, size: DrawnSize) -> Tensor:
+        """(L, 3) on the device."""
+        return latent_tokens.position_ids(size).to(self._device)
+
+    @torch.inference_mode()
+    def velocity(self, rows: Sequence[Row]) -> tuple[Tensor, ...]:
+        """One forward pass: a velocity (L_i, in_channels) float32 for every row, whatever the sizes."""
+        packing = Packing(num_txt=self.num_txt, num_img=tuple(len(row.tokens) for row in rows))
+        out = self._networks.flux(
+            packing.pack([row.tokens for row in rows]).to(self._dtype),
+            packing.pack([row.position_ids for row in rows]),
+            torch.cat([row.text.txt for row in rows]),
+            torch.tensor([row.sigma for row in rows], device=self._device),
+            torch.cat([row.text.vec for row in rows]),
+            torch.tensor([row.guidance for row in rows], device=self._device),
+            packing=packing,
+            image_prompt=ImagePrompt.stack([row.image_prompt for row in rows]),
+        )
+        return packing.unpack(out.float())
+
+    @torch.inference_mode()
+    def decode(self, tokens: Tensor, size: DrawnSize) -> RgbImage:
+        """(L, in_channels) noise-free tokens to a picture at its drawn size."""
+        image: RgbImage = self._networks.decoder.decode(latent_tokens.unpack(tokens, size)[None])[0]
+        return image
+
+    @torch.inference_mode()
+    def _encode_embedding(self, embedding: np.ndarray[tuple[int, ...], np.dtype[np.float32]]) -> ImagePrompt:
+        expected = self._networks.adapter.embedding_dim
+        if embedding.shape != (expected,):
+            raise InvalidRequestError(f"the reference embedding has shape {embedding.shape}, expected ({expected},)")
+        row = torch.from_numpy(embedding.copy()).to(self._device, self._dtype)[None]
+        return self._networks.adapter.encode(row)
+
+
+def resized(image: RgbImage, *, width_px: int, height_px: int) -> RgbImage:
+    """A picture at the size that was asked for; itself where it has that size."""
+    if image.shape[:2] == (height_px, width_px):
+        return image
+    scaled: RgbImage = np.asarray(Image.fromarray(image).resize((width_px, height_px), Image.Resampling.LANCZOS))
+    return scaled
