@@ -1,0 +1,1 @@
+"""The real application on this machine alone: started, watched and stopped with everything it started."""
