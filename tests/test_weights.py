@@ -1,0 +1,251 @@
+"""Loading: what fits loads bit for bit, what does not is refused naming file, key, expected and found."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers.loaders.single_file_utils import convert_ldm_vae_checkpoint
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from transformers import CLIPModel, CLIPTextModel, CLIPVisionModelWithProjection, T5EncoderModel
+
+from engine.errors import ModelLoadError
+from engine.model.autoencoder import build_autoencoder
+from engine.model.flux import Flux
+from engine.weights import keymaps
+from engine.weights.load import CheckpointFile, load_image_encoder, load_module, load_networks, on_meta
+from engine.weights.untrained import write_untrained
+from tests.tiny import tiny_profile
+
+PROFILE = tiny_profile()
+FILES = PROFILE.files
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("written")
+    write_untrained(PROFILE, str(folder), dtype="float32")
+    return folder
+
+
+@pytest.fixture
+def folder(written: Path, tmp_path: Path) -> Path:
+    """A model folder of its own for every test: links to the files, so that a test can replace one."""
+    for path in written.iterdir():
+        (tmp_path / path.name).symlink_to(path)
+    return tmp_path
+
+
+def rewrite(folder: Path, name: str, change: dict[str, Tensor | None]) -> None:
+    """Replace, add or (None) remove tensors of one file."""
+    tensors: dict[str, Tensor | None] = {**load_file(str(folder / name)), **change}
+    (folder / name).unlink()
+    save_file({key: tensor for key, tensor in tensors.items() if tensor is not None}, str(folder / name))
+
+
+def load_all(folder: Path) -> None:
+    load_networks(PROFILE, str(folder), device="cpu", dtype="float32")
+
+
+def test_untrained_files_are_reproducible_and_seeded(written: Path, tmp_path: Path) -> None:
+    write_untrained(PROFILE, str(tmp_path / "again"), dtype="float32")
+    write_untrained(PROFILE, str(tmp_path / "other"), seed=1, dtype="float32")
+    for path in written.iterdir():
+        assert (tmp_path / "again" / path.name).read_bytes() == path.read_bytes()
+        assert (tmp_path / "other" / path.name).read_bytes() != path.read_bytes()
+
+
+def test_every_file_loads_bit_for_bit(folder: Path) -> None:
+    stages: list[str] = []
+    networks = load_networks(
+        PROFILE, str(folder), device="cpu", dtype="float32", on_stage=lambda name, seconds: stages.append(name)
+    )
+    assert sorted(stages) == sorted(dataclasses.asdict(FILES).values())
+    for name, state in (
+        (FILES.transformer, networks.flux.state_dict()),
+        (FILES.adapter, networks.adapter.state_dict()),
+    ):
+        stored = load_file(str(folder / name))
+        assert state.keys() == stored.keys()
+        assert all(torch.equal(state[key], stored[key]) for key in stored)
+    assert not any(tensor.is_meta for tensor in networks.text.clip.state_dict().values())
+    shared = networks.text.t5.shared.weight
+    assert networks.text.t5.encoder.embed_tokens.weight.data_ptr() == shared.data_ptr(), "stored once, held once"
+
+
+def test_dtype_is_converted_on_the_way_in(folder: Path) -> None:
+    networks = load_networks(PROFILE, str(folder), device="cpu", dtype="bfloat16")
+    assert {parameter.dtype for parameter in networks.flux.parameters()} == {torch.bfloat16}
+    assert {parameter.dtype for parameter in networks.decoder.autoencoder.parameters()} == {torch.bfloat16}
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float8_e4m3fn])
+def test_files_of_lower_precision_load(folder: Path, dtype: torch.dtype) -> None:
+    stored = load_file(str(folder / FILES.transformer))
+    rewrite(folder, FILES.transformer, {key: tensor.to(dtype) for key, tensor in stored.items()})
+    networks = load_networks(PROFILE, str(folder), device="cpu", dtype="float32")
+    key = "double_blocks.0.img_attn.qkv.weight"
+    assert torch.equal(networks.flux.state_dict()[key], stored[key].to(dtype).float())
+
+
+def test_a_prefixed_transformer_loads(folder: Path) -> None:
+    stored = load_file(str(folder / FILES.transformer))
+    moved: dict[str, Tensor | None] = {f"model.diffusion_model.{key}": tensor for key, tensor in stored.items()}
+    rewrite(folder, FILES.transformer, {**moved, **dict.fromkeys(stored)})
+    networks = load_networks(PROFILE, str(folder), device="cpu", dtype="float32")
+    assert torch.equal(networks.flux.img_in.weight, stored["img_in.weight"])
+
+
+def test_the_number_of_adapter_tokens_is_read_from_the_file(folder: Path) -> None:
+    networks = load_networks(PROFILE, str(folder), device="cpu", dtype="float32")
+    assert networks.adapter.encode(torch.zeros(1, 20)).keys.shape[2] == 16
+    stored = load_file(str(folder / FILES.adapter))
+    four = 4 * PROFILE.transformer.context_in_dim
+    keys = [f"ip_adapter_proj_model.proj.{leaf}" for leaf in ("weight", "bias")]
+    rewrite(folder, FILES.adapter, {key: stored[key][:four].clone() for key in keys})
+    networks = load_networks(PROFILE, str(folder), device="cpu", dtype="float32")
+    assert networks.adapter.encode(torch.zeros(1, 20)).keys.shape[2] == 4
+
+
+BAD_FILES = {
+    "missing key": (FILES.transformer, {"img_in.weight": None}, "key img_in.weight is missing"),
+    "unexpected key": (FILES.transformer, {"lora.weight": torch.ones(1)}, "key lora.weight does not belong"),
+    "wrong shape": (
+        FILES.t5,
+        {"shared.weight": torch.ones(7, 24)},
+        "key shared.weight has shape [7, 24], expected [32128, 24]",
+    ),
+    "another adapter": (
+        FILES.adapter,
+        {"ip_adapter_proj_model.proj.weight": torch.ones(25, 20)},
+        "has 25 rows, expected a multiple of 24",
+    ),
+    "adapter for another vision tower": (
+        FILES.adapter,
+        {"ip_adapter_proj_model.proj.weight": torch.ones(96, 1024)},
+        "has shape [96, 1024], expected [96, 20]",
+    ),
+    "no projection": (FILES.clip_vision, {"visual_projection.weight": None}, "key visual_projection.weight is missing"),
+    "fewer decoder levels": (
+        FILES.autoencoder,
+        {"decoder.up.3.block.0.conv1.weight": None},
+        "key decoder.up.3.block.0.conv1.weight is missing",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", BAD_FILES)
+def test_a_file_that_does_not_fit_is_refused(folder: Path, case: str) -> None:
+    name, change, words = BAD_FILES[case]
+    rewrite(folder, name, change)  # type: ignore[arg-type]
+    with pytest.raises(ModelLoadError) as caught:
+        load_all(folder)
+    assert str(caught.value).startswith(name)
+    assert words in str(caught.value)
+
+
+@pytest.mark.parametrize("name", sorted(dataclasses.asdict(FILES).values()))
+def test_damaged_and_absent_files_are_refused_by_name(folder: Path, name: str) -> None:
+    whole = (folder / name).read_bytes()
+    (folder / name).unlink()
+    with pytest.raises(ModelLoadError, match=f"{name} is missing"):
+        load_all(folder)
+    for damaged in (b"", whole[:100], whole[: len(whole) // 2], b"\xff" * 64, b"not a safetensors file at all"):
+        (folder / name).write_bytes(damaged)
+        with pytest.raises(ModelLoadError, match=f"{name} is not a complete safetensors file"):
+            load_all(folder)
+
+
+def test_an_absent_folder_is_refused() -> None:
+    with pytest.raises(ModelLoadError, match="does not exist"):
+        load_all(Path("nowhere"))
+
+
+def test_checks_come_before_any_tensor_is_read(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rewrite(folder, FILES.transformer, {"img_in.weight": torch.ones(1, 1)})
+    monkeypatch.setattr(CheckpointFile, "read", lambda *_, **__: pytest.fail("a tensor was read"))
+    with CheckpointFile(folder / FILES.transformer) as file, pytest.raises(ModelLoadError, match=r"img_in\.weight"):
+        load_module(on_meta(lambda: Flux(PROFILE.transformer)), file, keymaps.FLUX, device="cpu", dtype=torch.float32)
+
+
+# -- networks we did not write, through our loader, against the same tensors through their own ---------------------
+
+
+def test_autoencoder_keys_are_mapped_as_diffusers_maps_them(written: Path) -> None:
+    stored = load_file(str(written / FILES.autoencoder))
+    module = on_meta(lambda: build_autoencoder(PROFILE.autoencoder))
+    key_map = keymaps.autoencoder(PROFILE.autoencoder, is_encoder_used=True)
+    with CheckpointFile(written / FILES.autoencoder) as file:
+        ours = load_module(module, file, key_map, device="cpu", dtype=torch.float32).state_dict()
+    theirs = convert_ldm_vae_checkpoint(dict(stored), dict(module.config))
+    assert ours.keys() == theirs.keys()
+    for key, tensor in theirs.items():
+        assert torch.equal(ours[key], tensor.reshape(ours[key].shape)), key
+
+
+@torch.inference_mode()
+def test_decoder_equals_diffusers_autoencoder(written: Path) -> None:
+    stored = load_file(str(written / FILES.autoencoder))
+    oracle = build_autoencoder(PROFILE.autoencoder)
+    converted = convert_ldm_vae_checkpoint(stored, dict(oracle.config))
+    oracle.load_state_dict({key: converted[key].reshape(value.shape) for key, value in oracle.state_dict().items()})
+    latents = torch.randn(1, 16, 4, 6)
+    theirs = oracle.decode(latents / oracle.config.scaling_factor + oracle.config.shift_factor).sample
+    levels = ((theirs.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
+    networks = load_networks(PROFILE, str(written), device="cpu", dtype="float32")
+    ours = networks.decoder.decode(latents)
+    assert ours.shape == (1, 32, 48, 3)
+    assert (ours == levels).all()
+    assert levels.std() > 10
+
+
+@torch.inference_mode()
+def test_text_encoders_equal_transformers_loading_its_own_layout(written: Path, tmp_path: Path) -> None:
+    networks = load_networks(PROFILE, str(written), device="cpu", dtype="float32")
+    prompt = "A woman, smiling! café"
+    ours = networks.text.encode([prompt])[0]
+    t5 = transformers_model(T5EncoderModel, networks.text.t5.config, written / FILES.t5, tmp_path / "t5")
+    ids = torch.tensor([networks.text._t5_tokenizer.encode(prompt).ids])
+    padded = torch.nn.functional.pad(ids, (0, PROFILE.t5.max_tokens - ids.shape[1]))
+    assert torch.equal(ours.txt, t5(input_ids=padded).last_hidden_state)
+    clip = transformers_model(CLIPTextModel, networks.text.clip.config, written / FILES.clip, tmp_path / "clip")
+    ids = torch.tensor([networks.text._clip_tokenizer.encode(prompt).ids])
+    padded = torch.nn.functional.pad(ids, (0, PROFILE.clip.max_tokens - ids.shape[1]), value=49_407)
+    assert torch.equal(ours.vec, clip(input_ids=padded).pooler_output)
+    assert ours.vec.std() > 0.1
+
+
+@torch.inference_mode()
+def test_vision_tower_equals_transformers_and_loads_from_a_whole_clip_file(folder: Path, tmp_path: Path) -> None:
+    encoder = load_image_encoder(PROFILE, str(folder))
+    crops = torch.randint(0, 256, (2, 224, 224, 3), dtype=torch.uint8)
+    ours = torch.from_numpy(encoder.encode(crops.numpy()))
+    oracle = transformers_model(
+        CLIPVisionModelWithProjection, encoder.network.config, folder / FILES.clip_vision, tmp_path / "vision"
+    )
+    # CLIP's published normalisation, written out once more.
+    mean, std = torch.tensor([0.48145466, 0.4578275, 0.40821073]), torch.tensor([0.26862954, 0.26130258, 0.27577711])
+    pixels = ((crops / 255 - mean) / std).permute(0, 3, 1, 2)
+    assert torch.allclose(ours, oracle(pixel_values=pixels).image_embeds, atol=1e-5)
+    whole = CLIPModel(
+        CLIPModel.config_class(
+            text_config=load_networks(PROFILE, str(folder), device="cpu", dtype="float32").text.clip.config.to_dict(),
+            vision_config=encoder.network.config.to_dict(),
+            projection_dim=PROFILE.clip_vision.projection_dim,
+        )
+    )
+    (folder / FILES.clip_vision).unlink()
+    save_file({key: tensor.contiguous() for key, tensor in whole.state_dict().items()}, str(folder / FILES.clip_vision))
+    again = load_image_encoder(PROFILE, str(folder))
+    assert torch.equal(again.network.visual_projection.weight, whole.visual_projection.weight)
+
+
+def transformers_model(cls, config, file: Path, folder: Path):  # type: ignore[no-untyped-def]
+    """A transformers model that reads the file by its own means."""
+    folder.mkdir()
+    config.save_pretrained(folder)
+    (folder / "model.safetensors").symlink_to(file.resolve())
+    return cls.from_pretrained(folder).eval()
