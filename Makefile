@@ -1,0 +1,48 @@
+# Likeness. `make demo` draws one picture, `make serve` keeps the service running, `make test` checks everything.
+
+PYTHON ?=
+PORT ?= 8000
+CONFIG ?= serve_config.local.yaml
+MODEL_DIR := models/embedded
+BIN := .venv/bin
+# The first python3 finds a Python that fits; it need not be one itself.
+VENV := python3 scripts/make_venv.py $(if $(PYTHON),--python $(PYTHON))
+# Nothing but loopback and no process left behind, where the machine allows.
+CONTAINED := $(BIN)/python -m serve_app.local.contain --private-network --
+PYTEST_ARGS ?=
+
+.PHONY: help demo serve test lint clean venv venv-dev models
+
+help:
+	@echo "make demo    start the application, draw examples/astronaut.jpg's person into output/demo.jpg, stop"
+	@echo "make serve   run the application on http://127.0.0.1:$(PORT) until Ctrl-C   [PORT=8000] [CONFIG=$(CONFIG)]"
+	@echo "make test    lint, types and all tests                                [PYTEST_ARGS=...]"
+	@echo "make lint    lint and types only"
+	@echo "make clean   remove .venv, caches, output/ and the random weights in $(MODEL_DIR)"
+
+demo: models
+	@$(BIN)/likeness demo --config $(CONFIG) --reference-image examples/astronaut.jpg --output output/demo.jpg
+
+serve: models
+	@$(BIN)/likeness serve --config $(CONFIG) --port $(PORT)
+
+test: lint
+	$(CONTAINED) $(BIN)/python -m pytest $(PYTEST_ARGS)
+
+lint: venv-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+models: venv
+	@$(BIN)/likeness models untrained --profile embedded --model-dir $(MODEL_DIR) --seed 0 --if-missing
+
+venv:
+	@$(VENV)
+
+venv-dev:
+	@$(VENV) --dev
+
+clean:
+	rm -rf .venv $(MODEL_DIR) output build dist likeness.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,177 @@
+"""Nothing that a contained command starts outlives it, whichever way it ends, with and without namespaces."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from serve_app.local.contain import PLAIN, Isolation, best_isolation, private_environment
+
+# A daemon that left its parent, session and group and refuses to be asked; its marker is in its environment.
+STUBBORN = "import signal, sys, time; [signal.signal(s, signal.SIG_IGN) for s in (1, 2, 15)]; time.sleep(600)"
+START_STUBBORN = (
+    "import os, subprocess, sys, time\n"
+    f"subprocess.Popen([sys.executable, '-c', {STUBBORN!r}], start_new_session=True)\n"
+    "open(sys.argv[1], 'w').close()\n"
+)
+MARKER = "CONTAIN_TEST_MARKER"
+
+ISOLATIONS = {"plain": False, "isolated": True}
+
+
+def marked_processes(marker: str) -> list[int]:
+    """Everything on the machine that was started below a test, found by an inherited environment variable."""
+    found = []
+    for environ in Path("/proc").glob("[0-9]*/environ"):
+        with contextlib.suppress(OSError):
+            if f"{MARKER}={marker}".encode() in environ.read_bytes():
+                found.append(int(environ.parent.name))
+    return found
+
+
+def none_left(marker: str) -> bool:
+    """Whether all are gone; the kernel takes a moment to clear away what was killed."""
+    for _ in range(500):
+        if not marked_processes(marker):
+            return True
+        time.sleep(0.02)
+    return False
+
+
+def isolation(is_isolated: bool) -> Isolation:
+    best = best_isolation(wants_private_network=True) if is_isolated else PLAIN
+    if is_isolated and best == PLAIN:
+        pytest.skip("this machine does not allow namespaces")
+    return best
+
+
+@contextlib.contextmanager
+def contained(
+    code: str, marker: str, *, is_isolated: bool, arguments: tuple[str, ...] = ()
+) -> Iterator[subprocess.Popen[str]]:
+    """``code`` in Python, contained by a process of its own."""
+    starter = (
+        "import sys; from serve_app.local.contain import *; import os\n"
+        f"isolation = {isolation(is_isolated)!r}\n"
+        "sys.exit(run_contained([sys.executable, '-c', *sys.argv[1:]], isolation, environment=os.environ))"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", starter, code, *arguments],
+        env=os.environ | {MARKER: marker},
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+@pytest.fixture
+def marker() -> str:
+    return secrets.token_hex(8)
+
+
+def wait_for(path: Path) -> None:
+    for _ in range(1500):
+        if path.exists():
+            return
+        time.sleep(0.02)
+    raise AssertionError(f"{path} never appeared")
+
+
+@pytest.mark.parametrize("is_isolated", ISOLATIONS.values(), ids=ISOLATIONS)
+class TestEveryEnd:
+    def test_exit_status_and_output_come_through(self, marker: str, is_isolated: bool) -> None:
+        with contained("print('hello'); raise SystemExit(7)", marker, is_isolated=is_isolated) as process:
+            out, _ = process.communicate(timeout=60.0)
+        assert (out, process.returncode) == ("hello\n", 7)
+
+    def test_a_daemon_that_left_its_session_ends_with_the_command(
+        self, marker: str, is_isolated: bool, tmp_path: Path
+    ) -> None:
+        started = tmp_path / "started"
+        with contained(START_STUBBORN, marker, is_isolated=is_isolated, arguments=(str(started),)) as process:
+            assert process.wait(60.0) == 0
+        assert started.exists()
+        assert none_left(marker)
+
+    @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+    def test_a_signal_ends_everything(
+        self, marker: str, is_isolated: bool, tmp_path: Path, signum: signal.Signals
+    ) -> None:
+        started = tmp_path / "started"
+        code = START_STUBBORN + "time.sleep(600)"
+        with contained(code, marker, is_isolated=is_isolated, arguments=(str(started),)) as process:
+            wait_for(started)
+            process.send_signal(signum)
+            assert process.wait(60.0) == 130
+        assert none_left(marker)
+
+    def test_a_signal_at_any_moment_of_the_start(self, marker: str, is_isolated: bool) -> None:
+        for delay_s in (0.0, 0.05, 0.1, 0.2, 0.4):
+            with contained("import time; time.sleep(600)", marker, is_isolated=is_isolated) as process:
+                time.sleep(delay_s)
+                process.send_signal(signal.SIGINT)
+                assert process.wait(60.0) != 0
+            assert none_left(marker)
+
+    def test_a_stubborn_command_is_killed_at_the_second_signal(
+        self, marker: str, is_isolated: bool, tmp_path: Path
+    ) -> None:
+        started = tmp_path / "started"
+        code = f"import sys; open(sys.argv[1], 'w').close()\n{STUBBORN}"
+        with contained(code, marker, is_isolated=is_isolated, arguments=(str(started),)) as process:
+            wait_for(started)
+            process.send_signal(signal.SIGINT)
+            time.sleep(0.3)
+            process.send_signal(signal.SIGINT)
+            assert process.wait(60.0) == 130
+        assert none_left(marker)
+
+    def test_even_a_killed_starter_leaves_nothing(self, marker: str, is_isolated: bool, tmp_path: Path) -> None:
+        started = tmp_path / "started"
+        code = START_STUBBORN + "time.sleep(600)"
+        with contained(code, marker, is_isolated=is_isolated, arguments=(str(started),)) as process:
+            wait_for(started)
+            process.kill()
+        assert none_left(marker)
+
+    def test_home_and_temporary_folder_are_private_and_vanish(self, marker: str, is_isolated: bool) -> None:
+        code = "import os; print(os.environ['HOME']); open(os.environ['HOME'] + '/x', 'w').close()"
+        with contained(code, marker, is_isolated=is_isolated) as process:
+            home = Path(process.communicate(timeout=60.0)[0].strip())
+        assert home != Path.home()
+        assert not home.parent.exists()
+
+
+def test_an_isolated_command_can_talk_to_itself_and_to_nobody_else(marker: str) -> None:
+    code = (
+        "import socket, sys\n"
+        "with socket.create_server(('127.0.0.1', 0)) as s: socket.create_connection(s.getsockname()).close()\n"
+        "try: socket.create_connection(('127.0.0.1', int(sys.argv[1])))\n"
+        "except OSError: print('alone')\n"
+    )
+    with socket.create_server(("127.0.0.1", 0)) as host_service:
+        port = str(host_service.getsockname()[1])
+        with contained(code, marker, is_isolated=True, arguments=(port,)) as process:
+            assert process.communicate(timeout=60.0)[0] == "alone\n"
+
+
+def test_the_environment_leads_to_no_other_cluster(tmp_path: Path) -> None:
+    inherited = {"RAY_ADDRESS": "192.0.2.1:6379", "RAY_AUTH_TOKEN_PATH": "/x", "RAY_AUTH_TOKEN": "shared", "PATH": "p"}
+    first, second = (private_environment(tmp_path, inherited) for _ in range(2))
+    assert "RAY_ADDRESS" not in first
+    assert "RAY_AUTH_TOKEN_PATH" not in first
+    assert first["RAY_AUTH_TOKEN"] not in ("shared", second["RAY_AUTH_TOKEN"])
+    assert first["PATH"] == "p"
