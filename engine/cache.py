@@ -1,4 +1,4 @@
-"""A least-recently-used cache that counts bytes, because its entries differ a thousandfold in size."""
+"""A thread-safe cache that is bounded by bytes, not by entries: prompts and pictures differ in size a thousandfold."""
 
 from __future__ import annotations
 
@@ -14,64 +14,85 @@ V = TypeVar("V")
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class CacheStats:
-    """Counters since the cache was made, and what it holds now."""
+    """What a cache did since it was made, and what it holds now. ``size_bytes`` never exceeds ``budget_bytes``."""
 
-    hits: int
-    misses: int
-    evictions: int
+    num_hits: int
+    num_misses: int
+    num_evictions: int
     num_entries: int
-    num_bytes: int
+    size_bytes: int
+    budget_bytes: int
 
 
 class ByteBudgetCache(Generic[K, V]):
-    """Holds at most ``max_bytes`` of values; the least recently used go first. Safe to use from several threads.
+    """Keeps the most recently used entries whose sizes add up to at most ``budget_bytes``.
 
-    A value larger than the whole budget is not stored, so a budget of 0 is a cache that is switched off.
+    May be used from several threads. Values are handed out as they are, not copied: treat them as read-only.
+
+    Args:
+        budget_bytes: 0 stores nothing, so every ``get`` misses.
     """
 
-    def __init__(self, max_bytes: int) -> None:
-        if max_bytes < 0:
-            raise ValueError(f"max_bytes must not be negative, got {max_bytes}")
-        self._max_bytes = max_bytes
+    def __init__(self, budget_bytes: int) -> None:
+        if budget_bytes < 0:
+            raise ValueError(f"budget_bytes must not be negative, got {budget_bytes}")
+        self._budget_bytes = budget_bytes
+        self._entries: OrderedDict[K, tuple[V, int]] = OrderedDict()  # least recently used first
+        self._size_bytes = 0
+        self._num_hits = 0
+        self._num_misses = 0
+        self._num_evictions = 0
         self._lock = threading.Lock()
-        self._entries: OrderedDict[K, tuple[V, int]] = OrderedDict()
-        self._num_bytes = self._hits = self._misses = self._evictions = 0
 
     def get(self, key: K) -> V | None:
-        """The value, which becomes the most recently used; None where it is not here."""
+        """The value stored under ``key``, which becomes the most recently used; None where there is none."""
         with self._lock:
             entry = self._entries.get(key)
             if entry is None:
-                self._misses += 1
+                self._num_misses += 1
                 return None
-            self._hits += 1
+            self._num_hits += 1
             self._entries.move_to_end(key)
             return entry[0]
 
-    def put(self, key: K, value: V, *, num_bytes: int) -> None:
-        """Store a value of ``num_bytes``, in place of an earlier one under the same key."""
-        if num_bytes < 0:
-            raise ValueError(f"num_bytes must not be negative, got {num_bytes}")
+    def put(self, key: K, value: V, *, size_bytes: int) -> bool:
+        """Store ``value``, in place of what ``key`` held, and evict what was used longest ago until all fits.
+
+        Args:
+            size_bytes: what the value costs, at least 1: entries that cost nothing would never be evicted.
+
+        Returns:
+            False where it alone exceeds the budget: it is not stored, and nothing else is evicted for it.
+        """
+        if size_bytes < 1:
+            raise ValueError(f"size_bytes must be at least 1, got {size_bytes}")
         with self._lock:
-            earlier = self._entries.pop(key, None)
-            if earlier is not None:
-                self._num_bytes -= earlier[1]
-            if num_bytes > self._max_bytes:
-                return
-            self._entries[key] = (value, num_bytes)
-            self._num_bytes += num_bytes
-            while self._num_bytes > self._max_bytes:
-                _, (_, freed) = self._entries.popitem(last=False)
-                self._num_bytes -= freed
-                self._evictions += 1
+            if (old := self._entries.pop(key, None)) is not None:
+                self._size_bytes -= old[1]
+            if size_bytes > self._budget_bytes:
+                return False
+            while self._size_bytes + size_bytes > self._budget_bytes:
+                _, (_, evicted_bytes) = self._entries.popitem(last=False)
+                self._size_bytes -= evicted_bytes
+                self._num_evictions += 1
+            self._entries[key] = (value, size_bytes)
+            self._size_bytes += size_bytes
+            return True
+
+    def clear(self) -> None:
+        """Drop every entry; the counters stay."""
+        with self._lock:
+            self._entries.clear()
+            self._size_bytes = 0
 
     def stats(self) -> CacheStats:
-        """Counters and current size."""
+        """Counters and size, all of one moment."""
         with self._lock:
             return CacheStats(
-                hits=self._hits,
-                misses=self._misses,
-                evictions=self._evictions,
+                num_hits=self._num_hits,
+                num_misses=self._num_misses,
+                num_evictions=self._num_evictions,
                 num_entries=len(self._entries),
-                num_bytes=self._num_bytes,
+                size_bytes=self._size_bytes,
+                budget_bytes=self._budget_bytes,
             )

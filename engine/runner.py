@@ -70,7 +70,7 @@ class FluxRunner:
         embedding = self.text_cache.get(prompt)
         if embedding is None:
             embedding = self._networks.text.encode([prompt])[0]
-            self.text_cache.put(prompt, embedding, num_bytes=embedding.num_bytes)
+            self.text_cache.put(prompt, embedding, size_bytes=embedding.size_bytes)
         return embedding
 
     def encode_reference(self, reference: Reference) -> ImagePrompt:
@@ -85,7 +85,7 @@ class FluxRunner:
                 assert reference.crop is not None
                 embedding = self._networks.vision.encode(reference.crop[None])[0]
             prompt = self._encode_embedding(embedding)
-            self.image_cache.put(key, prompt, num_bytes=prompt.num_bytes)
+            self.image_cache.put(key, prompt, size_bytes=prompt.size_bytes)
         return prompt
 
     def initial_tokens(self, seed: int, size: DrawnSize) -> Tensor:

@@ -172,8 +172,8 @@ def test_caches_change_no_picture_and_are_used(engine: FluxEngine, config: Engin
     assert np.array_equal(draw(engine, MIX[1])["r1"].image, warm_up_picture.image)
     assert np.array_equal(draw(cold, MIX[1])["r1"].image, warm_up_picture.image)
     runner = engine._runner
-    assert runner.text_cache.stats().hits == 2, "prompt and negative prompt, the second time"
-    assert runner.image_cache.stats().hits == 1
+    assert runner.text_cache.stats().num_hits == 2, "prompt and negative prompt, the second time"
+    assert runner.image_cache.stats().num_hits == 1
 
 
 def test_a_crop_is_encoded_by_the_engine(engine: FluxEngine) -> None:

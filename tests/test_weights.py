@@ -14,10 +14,12 @@ from transformers import CLIPModel, CLIPTextModel, CLIPVisionModelWithProjection
 
 from engine.errors import ModelLoadError
 from engine.model.autoencoder import build_autoencoder
-from engine.model.flux import Flux
 from engine.weights import keymaps
-from engine.weights.load import CheckpointFile, load_image_encoder, load_module, load_networks, on_meta
+from engine.weights.checkpoint import Checkpoint, open_file
+from engine.weights.folder import FoundPart
+from engine.weights.load import check_model_folder, load_image_encoder, load_module, load_networks
 from engine.weights.untrained import write_untrained
+from tests.oracles.diffusers_flux import diffusers_flux
 from tests.tiny import tiny_profile
 
 PROFILE = tiny_profile()
@@ -63,7 +65,7 @@ def test_every_file_loads_bit_for_bit(folder: Path) -> None:
     networks = load_networks(
         PROFILE, str(folder), device="cpu", dtype="float32", on_stage=lambda name, seconds: stages.append(name)
     )
-    assert sorted(stages) == sorted(dataclasses.asdict(FILES).values())
+    assert sorted(stages) == sorted(dataclasses.asdict(FILES))
     for name, state in (
         (FILES.transformer, networks.flux.state_dict()),
         (FILES.adapter, networks.adapter.state_dict()),
@@ -166,9 +168,74 @@ def test_an_absent_folder_is_refused() -> None:
 
 def test_checks_come_before_any_tensor_is_read(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rewrite(folder, FILES.transformer, {"img_in.weight": torch.ones(1, 1)})
-    monkeypatch.setattr(CheckpointFile, "read", lambda *_, **__: pytest.fail("a tensor was read"))
-    with CheckpointFile(folder / FILES.transformer) as file, pytest.raises(ModelLoadError, match=r"img_in\.weight"):
-        load_module(on_meta(lambda: Flux(PROFILE.transformer)), file, keymaps.FLUX, device="cpu", dtype=torch.float32)
+    monkeypatch.setattr(Checkpoint, "read", lambda *_, **__: pytest.fail("a tensor was read"))
+    for check in (load_all, lambda folder: check_model_folder(PROFILE, str(folder))):
+        with pytest.raises(ModelLoadError, match=r"img_in\.weight has shape \[1, 1\], expected \[48, 64\]"):
+            check(folder)
+
+
+# -- diffusers folders, written by diffusers and transformers themselves -------------------------------------------
+
+
+@pytest.fixture
+def diffusers_folder(written: Path, tmp_path: Path) -> Path:
+    """The same weights as ``written``, as ``save_pretrained`` lays them out, in small shards."""
+    networks = load_networks(PROFILE, str(written), device="cpu", dtype="float32")
+    folder = tmp_path / "diffusers"
+    diffusers_flux(networks.flux).save_pretrained(folder / "transformer", max_shard_size="300KB")
+    networks.text.t5.save_pretrained(folder / "text_encoder_2", max_shard_size="2MB")
+    networks.text.clip.save_pretrained(folder / "text_encoder")
+    networks.vision.network.save_pretrained(folder / "image_encoder")
+    autoencoder = build_autoencoder(PROFILE.autoencoder)
+    autoencoder.load_state_dict(networks.decoder.autoencoder.state_dict(), strict=False)
+    autoencoder.save_pretrained(folder / "vae")
+    (folder / FILES.adapter).symlink_to(written / FILES.adapter)
+    return folder
+
+
+def test_a_diffusers_folder_loads_bit_for_bit_like_the_single_files(written: Path, diffusers_folder: Path) -> None:
+    assert len(list((diffusers_folder / "transformer").glob("*.safetensors"))) > 2, "shards are what this is about"
+    ours = load_networks(PROFILE, str(written), device="cpu", dtype="float32")
+    theirs = load_networks(PROFILE, str(diffusers_folder), device="cpu", dtype="float32")
+    for name, one, other in (
+        ("flux", ours.flux, theirs.flux),
+        ("t5", ours.text.t5, theirs.text.t5),
+        ("clip", ours.text.clip, theirs.text.clip),
+        ("vision", ours.vision.network, theirs.vision.network),
+        ("decoder", ours.decoder.autoencoder, theirs.decoder.autoencoder),
+    ):
+        one_state, other_state = one.state_dict(), other.state_dict()
+        assert one_state.keys() == other_state.keys()
+        for key, tensor in one_state.items():
+            assert torch.equal(tensor, other_state[key]), f"{name}: {key}"
+
+
+def test_damaged_shards_are_refused_by_name(diffusers_folder: Path) -> None:
+    shards = sorted((diffusers_folder / "transformer").glob("*.safetensors"))
+    index = next((diffusers_folder / "transformer").glob("*.index.json"))
+    whole = shards[1].read_bytes()
+    shards[1].write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(ModelLoadError, match=f"{shards[1].name} is not a complete safetensors file"):
+        load_all(diffusers_folder)
+    shards[1].unlink()
+    with pytest.raises(ModelLoadError, match=f"{shards[1].name} is missing"):
+        load_all(diffusers_folder)
+    shards[1].write_bytes(shards[0].read_bytes())
+    with pytest.raises(ModelLoadError, match=rf"{shards[1].name}: key .* is missing, though transformer/{index.name}"):
+        load_all(diffusers_folder)
+    for nonsense in ("", "[]", '{"weight_map": 1}', '{"weight_map": {"a": 3}}'):
+        index.write_text(nonsense)
+        with pytest.raises(ModelLoadError, match="is not an index of safetensors shards"):
+            load_all(diffusers_folder)
+    index.write_text('{"weight_map": {"a": "../../secret.safetensors"}}')
+    with pytest.raises(ModelLoadError, match="names a shard outside its folder"):
+        load_all(diffusers_folder)
+
+
+def test_a_folder_with_neither_file_nor_component_says_what_was_looked_for(diffusers_folder: Path) -> None:
+    (diffusers_folder / "vae").rename(diffusers_folder / "vae-moved")
+    with pytest.raises(ModelLoadError, match=rf"{FILES.autoencoder} is missing .* no diffusers folder vae/"):
+        load_all(diffusers_folder)
 
 
 # -- networks we did not write, through our loader, against the same tensors through their own ---------------------
@@ -176,10 +243,12 @@ def test_checks_come_before_any_tensor_is_read(folder: Path, monkeypatch: pytest
 
 def test_autoencoder_keys_are_mapped_as_diffusers_maps_them(written: Path) -> None:
     stored = load_file(str(written / FILES.autoencoder))
-    module = on_meta(lambda: build_autoencoder(PROFILE.autoencoder))
+    with torch.device("meta"):
+        module = build_autoencoder(PROFILE.autoencoder)
     key_map = keymaps.autoencoder(PROFILE.autoencoder, is_encoder_used=True)
-    with CheckpointFile(written / FILES.autoencoder) as file:
-        ours = load_module(module, file, key_map, device="cpu", dtype=torch.float32).state_dict()
+    with open_file(written / FILES.autoencoder) as file:
+        found = FoundPart(checkpoint=file, key_map=key_map)
+        ours = load_module(module, found, device="cpu", dtype=torch.float32).state_dict()
     theirs = convert_ldm_vae_checkpoint(dict(stored), dict(module.config))
     assert ours.keys() == theirs.keys()
     for key, tensor in theirs.items():

@@ -40,7 +40,7 @@ class ImagePrompt:
         return dataclasses.replace(self, scale=torch.full_like(self.scale, scale))
 
     @property
-    def num_bytes(self) -> int:
+    def size_bytes(self) -> int:
         """Memory held by keys and values."""
         return self.keys.nbytes + self.values.nbytes
 

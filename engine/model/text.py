@@ -34,7 +34,7 @@ class TextEmbedding:
     vec: Tensor
 
     @property
-    def num_bytes(self) -> int:
+    def size_bytes(self) -> int:
         """Memory held."""
         return self.txt.nbytes + self.vec.nbytes
 

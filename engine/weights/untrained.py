@@ -22,7 +22,7 @@ from engine.model.text import build_clip_text, build_t5
 from engine.profile import ModelProfile
 from engine.weights import keymaps
 from engine.weights.keymaps import KeyMap
-from engine.weights.load import DTYPES, build_adapter, on_meta
+from engine.weights.load import DTYPES, build_adapter
 
 NUM_ADAPTER_TOKENS = 16
 """As in XLabs' adapter v2."""
@@ -42,27 +42,30 @@ def write_untrained(
         seed: the same seed gives the same bytes.
         on_file: called with each file's name before it is made.
     """
-    parts: tuple[tuple[str, Callable[[], nn.Module], KeyMap], ...] = (
-        (profile.files.transformer, lambda: Flux(profile.transformer), keymaps.FLUX),
-        (profile.files.adapter, lambda: build_adapter(profile, NUM_ADAPTER_TOKENS), keymaps.IP_ADAPTER),
-        (profile.files.t5, lambda: build_t5(profile.t5), keymaps.T5),
-        (profile.files.clip, lambda: build_clip_text(profile.clip), keymaps.CLIP_TEXT),
-        (profile.files.clip_vision, lambda: build_clip_vision(profile.clip_vision), keymaps.CLIP_VISION),
+    parts: tuple[tuple[str, Callable[[], nn.Module], KeyMap, str], ...] = (
+        (profile.files.transformer, lambda: Flux(profile.transformer), keymaps.FLUX, ""),
+        (profile.files.adapter, lambda: build_adapter(profile, NUM_ADAPTER_TOKENS), keymaps.IP_ADAPTER, ""),
+        (profile.files.t5, lambda: build_t5(profile.t5), keymaps.T5, ""),
+        (profile.files.clip, lambda: build_clip_text(profile.clip), keymaps.CLIP_TEXT, keymaps.CLIP_TEXT_PREFIX),
+        (profile.files.clip_vision, lambda: build_clip_vision(profile.clip_vision), keymaps.CLIP_VISION, ""),
         (
             profile.files.autoencoder,
             lambda: build_autoencoder(profile.autoencoder),
             keymaps.autoencoder(profile.autoencoder, is_encoder_used=True),
+            "",
         ),
     )
     target = Path(folder)
     target.mkdir(parents=True, exist_ok=True)
-    for index, (name, build, key_map) in enumerate(parts):
+    for index, (name, build, key_map, prefix) in enumerate(parts):
         if on_file is not None:
             on_file(name)
         generator = torch.Generator().manual_seed(seed * len(parts) + index)
+        with torch.device("meta"):
+            module = build()
         tensors = {
-            key_map.file_key(key): _random(key, tensor, generator, DTYPES[dtype])
-            for key, tensor in on_meta(build).state_dict().items()
+            prefix + key_map.source(key).keys[0]: _random(key, tensor, generator, DTYPES[dtype])
+            for key, tensor in module.state_dict().items()
             if not key_map.is_unused(key)
         }
         partial = target / f".{name}.partial"
