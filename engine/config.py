@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Literal
 
+from engine.memory import MemoryProfileName
 from engine.profile import ModelProfile
 
 DeviceName = Literal["cpu", "cuda"]
@@ -20,6 +21,7 @@ class EngineConfig:
         model_dir: folder with the profile's files.
         device: where the networks run.
         dtype: precision of weights and activations. Noise, schedule and the Euler update are always float32.
+        memory: how the model is made to fit the device; see :data:`engine.memory.MEMORY_PROFILES`.
         cpu_threads: threads of a CPU device; None leaves it to torch.
         max_batch_samples: forward-pass rows of a step; a request with cfg > 1 takes two.
         max_batch_tokens: image and text tokens of a step, over all rows. One request larger than this runs alone.
@@ -31,6 +33,7 @@ class EngineConfig:
     model_dir: str
     device: DeviceName = "cpu"
     dtype: DtypeName = "float32"
+    memory: MemoryProfileName = "resident"
     cpu_threads: int | None = None
     max_batch_samples: int = 8
     max_batch_tokens: int = 8192

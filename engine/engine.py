@@ -25,6 +25,7 @@ from engine.errors import (
     OutOfDeviceMemoryError,
     RequestCancelledError,
 )
+from engine.memory import MEMORY_PROFILES, check_fits
 from engine.model.image_prompt import ImagePrompt
 from engine.model.text import TextEmbedding
 from engine.profile import DrawnSize, ModelProfile
@@ -34,6 +35,7 @@ from engine.sampling.guidance import euler_step, guided
 from engine.sampling.schedule import sigmas
 from engine.scheduler import Candidate, SchedulingPolicy, StepBudget, first_come
 from engine.weights.load import load_networks
+from engine.weights.plan import memory_plans
 
 logger = logging.getLogger(__name__)
 
@@ -372,11 +374,19 @@ def load_engine(config: EngineConfig, on_stage: Callable[[str, float], None] | N
     """Read a profile's files and be ready to draw; see :meth:`FluxEngine.warm_up` for the rest of a cold start.
 
     Raises:
-        ModelLoadError: the model folder is incomplete, corrupt or of another model.
+        ModelLoadError: the model folder is incomplete, corrupt or of another model, or does not fit the device.
     """
     if config.cpu_threads is not None:
         torch.set_num_threads(config.cpu_threads)
+    if config.device == "cuda":
+        plans = memory_plans(config)
+        check_fits(plans.pop(config.memory), torch.cuda.mem_get_info()[0], others=plans)
     networks = load_networks(
-        config.profile, config.model_dir, device=config.device, dtype=config.dtype, on_stage=on_stage
+        config.profile,
+        config.model_dir,
+        device=config.device,
+        dtype=config.dtype,
+        memory=MEMORY_PROFILES[config.memory],
+        on_stage=on_stage,
     )
     return FluxEngine(config, FluxRunner(networks, config))

@@ -1,8 +1,8 @@
 """Checkpoint files into networks: built without memory, filled tensor by tensor, every key accounted for.
 
-Networks are built on the meta device and take the file's tensors as their own (``assign``), converted on the way in,
-so that a load needs the finished network's memory plus one tensor. Anything that does not fit ends in one
-ModelLoadError that names the file, the key, what was expected and what was found, before the first tensor is read.
+Networks are built on the meta device and take the file's tensors as their own, converted on the way in, so that a
+load needs the finished network's memory plus one tensor. Anything that does not fit ends in one ModelLoadError that
+names the file, the key, what was expected and what was found, before the first tensor is read.
 """
 
 from __future__ import annotations
@@ -18,12 +18,15 @@ from torch import Tensor, nn
 
 from engine.config import DeviceName, DtypeName
 from engine.errors import ModelLoadError
+from engine.memory import MEMORY_PROFILES, MemoryProfile
 from engine.model.adapter import IPAdapter
 from engine.model.autoencoder import LatentDecoder, build_autoencoder, drop_encoder
 from engine.model.clip_vision import ClipImageEncoder, build_clip_vision
 from engine.model.flux import Flux
 from engine.model.text import TextEncoder, build_clip_text, build_t5
 from engine.profile import ModelProfile
+from engine.runtime.float8 import Float8Linear, store_blocks_in_float8
+from engine.runtime.offload import Offloaded
 from engine.weights.checkpoint import Checkpoint
 from engine.weights.folder import FoundPart, find, parts
 from engine.weights.keymaps import KeyMap, Source
@@ -31,6 +34,8 @@ from engine.weights.keymaps import KeyMap, Source
 logger = logging.getLogger(__name__)
 
 DTYPES: dict[DtypeName, torch.dtype] = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+TEXT_ROLES = ("t5", "clip")
 
 ADAPTER_TOKENS_KEY = "ip_adapter_proj_model.proj.weight"
 
@@ -48,14 +53,17 @@ class Networks:
     decoder: LatentDecoder
 
 
-def build(role: str, profile: ModelProfile, checkpoint: Checkpoint) -> Any:
-    """One network of a profile without memory for its weights; the file tells how many tokens an adapter has."""
+def build(role: str, profile: ModelProfile, num_adapter_tokens: int, *, is_float8: bool = False) -> Any:
+    """One network of a profile, without memory for its weights."""
     with torch.device("meta"):
         match role:
             case "transformer":
-                return Flux(profile.transformer)
+                flux = Flux(profile.transformer)
+                if is_float8:
+                    store_blocks_in_float8(flux)
+                return flux
             case "adapter":
-                return build_adapter(profile, num_adapter_tokens(checkpoint, profile))
+                return build_adapter(profile, num_adapter_tokens)
             case "t5":
                 return build_t5(profile.t5)
             case "clip":
@@ -87,14 +95,21 @@ def load_module(module: M, found: FoundPart, *, device: str, dtype: torch.dtype)
     """Fill a module that was built on the meta device. All checks come before the first tensor is read."""
     sources = check_module(module, found)
     shapes = {key: tensor.shape for key, tensor in module.state_dict().items()}
-    tensors: dict[Source, Tensor] = {}  # what is stored once stays one tensor
-    for source in sources.values():
-        if source not in tensors:
-            tensors[source] = _read(found.checkpoint, source, device=device, dtype=dtype)
-    state = {key: tensors[source].view(shapes[key]) for key, source in sources.items()}
-    module.load_state_dict(state, strict=True, assign=True)
+    parameters: dict[Source, nn.Parameter] = {}  # what is stored once stays one parameter
+    for key, source in sources.items():
+        owner, _, leaf = key.rpartition(".")
+        target = module.get_submodule(owner)
+        if source in parameters:
+            target.register_parameter(leaf, parameters[source])
+            continue
+        tensor = _read(found.checkpoint, source, device=device, dtype=dtype).view(shapes[key])
+        if isinstance(target, Float8Linear) and leaf == "weight":
+            target.store(tensor)
+        else:
+            parameters[source] = nn.Parameter(tensor, requires_grad=False)
+            target.register_parameter(leaf, parameters[source])
     _fill_buffers(module, device)
-    return module.requires_grad_(False).eval()
+    return module.eval()
 
 
 def load_image_encoder(
@@ -115,11 +130,13 @@ def load_networks(
     *,
     device: DeviceName,
     dtype: DtypeName,
+    memory: MemoryProfile = MEMORY_PROFILES["resident"],
     on_stage: Callable[[str, float], None] | None = None,
 ) -> Networks:
     """Every network of a profile from its model folder, ready to run.
 
     Args:
+        memory: which weights stay on the host, and which are stored in 8 bits.
         on_stage: called after each network with its role and the seconds it took.
 
     Raises:
@@ -129,7 +146,11 @@ def load_networks(
     check_model_folder(profile, model_dir)  # all of it first: a wrong last file must not cost a load of the others
     for role in parts(profile):
         started_s = time.monotonic()
-        loaded[role] = _load_part(role, profile, model_dir, device=device, dtype=dtype)
+        is_offloaded = memory.is_text_offloaded and role in TEXT_ROLES
+        is_float8 = memory.is_transformer_float8 and role == "transformer"
+        home: DeviceName = "cpu" if is_offloaded else device
+        network = _load_part(role, profile, model_dir, device=home, dtype=dtype, is_float8=is_float8)
+        loaded[role] = Offloaded(network, torch.device(device)) if is_offloaded else network
         seconds = time.monotonic() - started_s
         logger.info("loaded %s in %.2f s", role, seconds)
         if on_stage is not None:
@@ -158,10 +179,10 @@ def check_part(role: str, profile: ModelProfile, model_dir: str) -> None:
     """Check one network's file; see :func:`check_model_folder`."""
     found = find(parts(profile)[role], model_dir)
     with found.checkpoint:
-        check_module(build(role, profile, found.checkpoint), found)
+        check_module(_build_for(role, profile, found.checkpoint), found)
 
 
-def num_adapter_tokens(checkpoint: Checkpoint, profile: ModelProfile) -> int:
+def adapter_tokens(checkpoint: Checkpoint, profile: ModelProfile) -> int:
     """Image tokens a picture: 4 in XLabs' v1, 16 in v2; only the weight's shape tells."""
     rows = checkpoint.shape(ADAPTER_TOKENS_KEY)[0]
     token_dim = profile.transformer.context_in_dim
@@ -184,10 +205,25 @@ def build_adapter(profile: ModelProfile, num_tokens: int) -> IPAdapter:
     )
 
 
-def _load_part(role: str, profile: ModelProfile, model_dir: str, *, device: DeviceName, dtype: DtypeName) -> Any:
+def _load_part(
+    role: str,
+    profile: ModelProfile,
+    model_dir: str,
+    *,
+    device: DeviceName,
+    dtype: DtypeName,
+    is_float8: bool = False,
+) -> Any:
     found = find(parts(profile)[role], model_dir)
     with found.checkpoint:
-        return load_module(build(role, profile, found.checkpoint), found, device=device, dtype=DTYPES[dtype])
+        module = _build_for(role, profile, found.checkpoint, is_float8=is_float8)
+        return load_module(module, found, device=device, dtype=DTYPES[dtype])
+
+
+def _build_for(role: str, profile: ModelProfile, checkpoint: Checkpoint, *, is_float8: bool = False) -> Any:
+    """Build the network that a checkpoint is for: an adapter's size is in its file alone."""
+    num_tokens = adapter_tokens(checkpoint, profile) if role == "adapter" else 0
+    return build(role, profile, num_tokens, is_float8=is_float8)
 
 
 def _prefixed(source: Source, prefix: str) -> Source:

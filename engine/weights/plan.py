@@ -1,0 +1,68 @@
+"""What a profile will take on its device, from shapes alone: counted on networks that hold no memory."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from engine.config import EngineConfig
+from engine.memory import MEMORY_PROFILES, MemoryPlan, MemoryProfileName
+from engine.profile import SIZE_STEP_PX, ModelProfile
+from engine.weights.folder import find, parts
+from engine.weights.load import DTYPES, adapter_tokens, build
+
+ACTIVATION_WIDTHS = 34
+"""Peak activations of a step, in multiples of tokens × hidden size × bytes a number: a single block's fused
+projections (7), its concatenated output (5), and rotary products in float32 (docs/log.md has the measurement)."""
+
+DECODER_WIDTHS = 9
+"""Peak activations of the decoder, in multiples of pixels × widest full-resolution channels × bytes a number."""
+
+
+def memory_plan(
+    profile: ModelProfile, config: EngineConfig, name: MemoryProfileName, *, num_adapter_tokens: int
+) -> MemoryPlan:
+    """The plan of one memory profile."""
+    memory = MEMORY_PROFILES[name]
+    dtype_bytes = DTYPES[config.dtype].itemsize
+    weights = {
+        role: _num_bytes(
+            build(role, profile, num_adapter_tokens, is_float8=memory.is_transformer_float8 and role == "transformer"),
+            dtype_bytes,
+        )
+        for role in parts(profile)
+    }
+    visiting: dict[str, int] = {}
+    if memory.is_text_offloaded:
+        del weights["t5"], weights["clip"]
+        largest = max(profile.t5.vocab_size * profile.t5.d_model, profile.t5.d_model * profile.t5.d_ff)
+        visiting["a visiting text layer"] = largest * dtype_bytes
+    # By the native size: a larger picture may still run out of memory, which ends that request and no other.
+    num_pixels = profile.size.native_width_px * profile.size.native_height_px
+    num_tokens = max(config.max_batch_tokens, profile.t5.max_tokens + num_pixels // SIZE_STEP_PX**2)
+    autoencoder = profile.autoencoder
+    return MemoryPlan(
+        name=name,
+        lasting={**weights, "caches": config.text_cache_bytes + config.image_cache_bytes},
+        passing={
+            "a step": ACTIVATION_WIDTHS * num_tokens * profile.transformer.hidden_size * dtype_bytes,
+            "decoding": DECODER_WIDTHS * num_pixels * autoencoder.ch * autoencoder.ch_mult[1] * dtype_bytes,
+            **visiting,
+        },
+    )
+
+
+def memory_plans(config: EngineConfig) -> dict[MemoryProfileName, MemoryPlan]:
+    """Every memory profile's plan for a model folder, which tells the adapter's size."""
+    profile = config.profile
+    with find(parts(profile)["adapter"], config.model_dir).checkpoint as checkpoint:
+        num_tokens = adapter_tokens(checkpoint, profile)
+    return {name: memory_plan(profile, config, name, num_adapter_tokens=num_tokens) for name in MEMORY_PROFILES}
+
+
+def _num_bytes(module: nn.Module, dtype_bytes: int) -> int:
+    """Float8 parameters as stored, everything else at the precision it is computed in; shared ones once."""
+    return sum(
+        parameter.numel() * (1 if parameter.dtype == torch.float8_e4m3fn else dtype_bytes)
+        for parameter in module.parameters()
+    )
