@@ -21,10 +21,11 @@ help:
 	@echo "make clean   remove .venv, caches, output/ and the random weights in $(MODEL_DIR)"
 
 demo: models
-	@$(BIN)/likeness demo --config $(CONFIG) --reference-image examples/astronaut.jpg --output output/demo.jpg
+	@$(BIN)/likeness demo --config $(CONFIG) --reference-image examples/astronaut.jpg --output output/demo.jpg \
+		--log-file output/serve.log
 
 serve: models
-	@$(BIN)/likeness serve --config $(CONFIG) --port $(PORT)
+	@$(BIN)/likeness serve --config $(CONFIG) --port $(PORT) --log-file output/serve.log
 
 test: lint
 	$(CONTAINED) $(BIN)/python -m pytest $(PYTEST_ARGS)

@@ -68,6 +68,7 @@ def _add_config_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--config", type=Path, default=DEFAULT_CONFIG, metavar="FILE", help="Serve config (default %(default)s)"
     )
+    parser.add_argument("--log-file", default="", metavar="FILE", help="keep what Ray, Serve and the replicas print")
     parser.add_argument("--ready-timeout", type=float, default=300.0, metavar="SECONDS", help="default %(default)g")
 
 
@@ -97,17 +98,31 @@ def _serve(arguments: argparse.Namespace) -> int:
     from serve_app.local import outside
     from serve_app.local.relay import Address
 
+    if not _is_file(arguments.config):
+        return ExitCode.BAD_INPUT
     address = Address(host=arguments.host, port=arguments.port)
-    return outside.serve(arguments.config, address, ready_timeout_s=arguments.ready_timeout)
+    return outside.serve(
+        arguments.config, address, ready_timeout_s=arguments.ready_timeout, log_file=arguments.log_file
+    )
 
 
 def _demo(arguments: argparse.Namespace) -> int:
     from serve_app.local import outside
 
+    if not (_is_file(arguments.config) and _is_file(arguments.reference_image)):
+        return ExitCode.BAD_INPUT
     client_arguments = [client_command.NAME, "--prompt", arguments.prompt]
     client_arguments += ["--reference-image", str(arguments.reference_image), "--output", str(arguments.output)]
     arguments.output.parent.mkdir(parents=True, exist_ok=True)
-    return outside.demo(arguments.config, client_arguments, ready_timeout_s=arguments.ready_timeout)
+    return outside.demo(
+        arguments.config, client_arguments, ready_timeout_s=arguments.ready_timeout, log_file=arguments.log_file
+    )
+
+
+def _is_file(path: Path) -> bool:
+    if not path.is_file():
+        print(f"likeness: there is no file {path}", file=sys.stderr)
+    return path.is_file()
 
 
 def _check_config(arguments: argparse.Namespace) -> int:

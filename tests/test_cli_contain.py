@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
-import secrets
 import signal
 import socket
 import subprocess
@@ -16,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from serve_app.local.contain import PLAIN, Isolation, best_isolation, private_environment
+from tests.marked_processes import Marked, wait_for
 
 # A daemon that left its parent, session and group and refuses to be asked; its marker is in its environment.
 STUBBORN = "import signal, sys, time; [signal.signal(s, signal.SIG_IGN) for s in (1, 2, 15)]; time.sleep(600)"
@@ -24,28 +23,7 @@ START_STUBBORN = (
     f"subprocess.Popen([sys.executable, '-c', {STUBBORN!r}], start_new_session=True)\n"
     "open(sys.argv[1], 'w').close()\n"
 )
-MARKER = "CONTAIN_TEST_MARKER"
-
 ISOLATIONS = {"plain": False, "isolated": True}
-
-
-def marked_processes(marker: str) -> list[int]:
-    """Everything on the machine that was started below a test, found by an inherited environment variable."""
-    found = []
-    for environ in Path("/proc").glob("[0-9]*/environ"):
-        with contextlib.suppress(OSError):
-            if f"{MARKER}={marker}".encode() in environ.read_bytes():
-                found.append(int(environ.parent.name))
-    return found
-
-
-def none_left(marker: str) -> bool:
-    """Whether all are gone; the kernel takes a moment to clear away what was killed."""
-    for _ in range(500):
-        if not marked_processes(marker):
-            return True
-        time.sleep(0.02)
-    return False
 
 
 def isolation(is_isolated: bool) -> Isolation:
@@ -57,7 +35,7 @@ def isolation(is_isolated: bool) -> Isolation:
 
 @contextlib.contextmanager
 def contained(
-    code: str, marker: str, *, is_isolated: bool, arguments: tuple[str, ...] = ()
+    code: str, marker: Marked, *, is_isolated: bool, arguments: tuple[str, ...] = ()
 ) -> Iterator[subprocess.Popen[str]]:
     """``code`` in Python, contained by a process of its own."""
     starter = (
@@ -67,7 +45,7 @@ def contained(
     )
     with subprocess.Popen(
         [sys.executable, "-c", starter, code, *arguments],
-        env=os.environ | {MARKER: marker},
+        env=marker.environment,
         stdout=subprocess.PIPE,
         text=True,
     ) as process:
@@ -78,37 +56,29 @@ def contained(
 
 
 @pytest.fixture
-def marker() -> str:
-    return secrets.token_hex(8)
-
-
-def wait_for(path: Path) -> None:
-    for _ in range(1500):
-        if path.exists():
-            return
-        time.sleep(0.02)
-    raise AssertionError(f"{path} never appeared")
+def marker() -> Marked:
+    return Marked()
 
 
 @pytest.mark.parametrize("is_isolated", ISOLATIONS.values(), ids=ISOLATIONS)
 class TestEveryEnd:
-    def test_exit_status_and_output_come_through(self, marker: str, is_isolated: bool) -> None:
+    def test_exit_status_and_output_come_through(self, marker: Marked, is_isolated: bool) -> None:
         with contained("print('hello'); raise SystemExit(7)", marker, is_isolated=is_isolated) as process:
             out, _ = process.communicate(timeout=60.0)
         assert (out, process.returncode) == ("hello\n", 7)
 
     def test_a_daemon_that_left_its_session_ends_with_the_command(
-        self, marker: str, is_isolated: bool, tmp_path: Path
+        self, marker: Marked, is_isolated: bool, tmp_path: Path
     ) -> None:
         started = tmp_path / "started"
         with contained(START_STUBBORN, marker, is_isolated=is_isolated, arguments=(str(started),)) as process:
             assert process.wait(60.0) == 0
         assert started.exists()
-        assert none_left(marker)
+        assert marker.none_left()
 
     @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
     def test_a_signal_ends_everything(
-        self, marker: str, is_isolated: bool, tmp_path: Path, signum: signal.Signals
+        self, marker: Marked, is_isolated: bool, tmp_path: Path, signum: signal.Signals
     ) -> None:
         started = tmp_path / "started"
         code = START_STUBBORN + "time.sleep(600)"
@@ -116,18 +86,18 @@ class TestEveryEnd:
             wait_for(started)
             process.send_signal(signum)
             assert process.wait(60.0) == 130
-        assert none_left(marker)
+        assert marker.none_left()
 
-    def test_a_signal_at_any_moment_of_the_start(self, marker: str, is_isolated: bool) -> None:
+    def test_a_signal_at_any_moment_of_the_start(self, marker: Marked, is_isolated: bool) -> None:
         for delay_s in (0.0, 0.05, 0.1, 0.2, 0.4):
             with contained("import time; time.sleep(600)", marker, is_isolated=is_isolated) as process:
                 time.sleep(delay_s)
                 process.send_signal(signal.SIGINT)
                 assert process.wait(60.0) != 0
-            assert none_left(marker)
+            assert marker.none_left()
 
     def test_a_stubborn_command_is_killed_at_the_second_signal(
-        self, marker: str, is_isolated: bool, tmp_path: Path
+        self, marker: Marked, is_isolated: bool, tmp_path: Path
     ) -> None:
         started = tmp_path / "started"
         code = f"import sys; open(sys.argv[1], 'w').close()\n{STUBBORN}"
@@ -137,17 +107,17 @@ class TestEveryEnd:
             time.sleep(0.3)
             process.send_signal(signal.SIGINT)
             assert process.wait(60.0) == 130
-        assert none_left(marker)
+        assert marker.none_left()
 
-    def test_even_a_killed_starter_leaves_nothing(self, marker: str, is_isolated: bool, tmp_path: Path) -> None:
+    def test_even_a_killed_starter_leaves_nothing(self, marker: Marked, is_isolated: bool, tmp_path: Path) -> None:
         started = tmp_path / "started"
         code = START_STUBBORN + "time.sleep(600)"
         with contained(code, marker, is_isolated=is_isolated, arguments=(str(started),)) as process:
             wait_for(started)
             process.kill()
-        assert none_left(marker)
+        assert marker.none_left()
 
-    def test_home_and_temporary_folder_are_private_and_vanish(self, marker: str, is_isolated: bool) -> None:
+    def test_home_and_temporary_folder_are_private_and_vanish(self, marker: Marked, is_isolated: bool) -> None:
         code = "import os; print(os.environ['HOME']); open(os.environ['HOME'] + '/x', 'w').close()"
         with contained(code, marker, is_isolated=is_isolated) as process:
             home = Path(process.communicate(timeout=60.0)[0].strip())
@@ -155,7 +125,7 @@ class TestEveryEnd:
         assert not home.parent.exists()
 
 
-def test_an_isolated_command_can_talk_to_itself_and_to_nobody_else(marker: str) -> None:
+def test_an_isolated_command_can_talk_to_itself_and_to_nobody_else(marker: Marked) -> None:
     code = (
         "import socket, sys\n"
         "with socket.create_server(('127.0.0.1', 0)) as s: socket.create_connection(s.getsockname()).close()\n"

@@ -23,7 +23,14 @@ from types import FrameType
 from serve_app.exit_codes import ExitCode
 from serve_app.local.contain import PRIVATE_FOLDER_ENV
 from serve_app.local.relay import Address, relay
-from serve_app.local.server import ConfigRefusedError, LocalServer, ServerFailedError, in_words, local_server
+from serve_app.local.server import (
+    ANSI_COLOUR,
+    ConfigRefusedError,
+    LocalServer,
+    ServerFailedError,
+    in_words,
+    local_server,
+)
 from serve_app.progress import ProgressLine
 
 
@@ -38,6 +45,7 @@ class Plan:
         listen_fd: the host's socket to relay from; None without a relay.
         ready_timeout_s: how long starting may take.
         client_arguments: a request to send through the client, then stop; None serves until stopped.
+        log_file: where Ray's, Serve's and the replicas' lines go; empty for a private file that vanishes.
     """
 
     config: str
@@ -46,6 +54,7 @@ class Plan:
     listen_fd: int | None
     ready_timeout_s: float
     client_arguments: tuple[str, ...] | None
+    log_file: str
 
     def to_json(self) -> str:
         return json.dumps(dataclasses.asdict(self))
@@ -65,7 +74,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     plan: Plan = parser.parse_args(argv).plan
     signal.signal(signal.SIGTERM, _stop)
     try:
-        return carry_out(plan, log_file=Path(os.environ[PRIVATE_FOLDER_ENV]) / "serve.log")
+        return carry_out(plan, log_file=Path(plan.log_file or Path(os.environ[PRIVATE_FOLDER_ENV]) / "serve.log"))
     except KeyboardInterrupt:
         return ExitCode.INTERRUPTED
 
@@ -85,7 +94,9 @@ def carry_out(plan: Plan, *, log_file: Path) -> int:
             print(f"{plan.config} can't be deployed:\n{error}", file=sys.stderr)
             return ExitCode.BAD_INPUT
         except ServerFailedError as error:
-            print(f"\n{server.log_tail()}\n\nThe lines above are the end of the log. {error}", file=sys.stderr)
+            why = "\n".join(error.causes) or f"{server.log_tail()}\n(the end of its log)"
+            whole = f" The whole log: {plan.log_file}" if plan.log_file else ""
+            print(f"\n{ANSI_COLOUR.sub('', why)}\n\nlikeness: {error}; see above.{whole}", file=sys.stderr)
             return ExitCode.SERVER_ERROR
     return ExitCode.OK
 

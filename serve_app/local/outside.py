@@ -21,7 +21,7 @@ INNER = Address(host="127.0.0.1", port=8000)
 """Where the application listens in a network of its own, where every port is free."""
 
 
-def serve(config: Path, outer: Address, *, ready_timeout_s: float) -> int:
+def serve(config: Path, outer: Address, *, ready_timeout_s: float, log_file: str = "") -> int:
     """Serve a config on this machine until interrupted; its exit status."""
     isolation = best_isolation(wants_private_network=True)
     try:
@@ -41,11 +41,12 @@ def serve(config: Path, outer: Address, *, ready_timeout_s: float) -> int:
             listen_fd=listening.fileno() if is_relayed else None,
             ready_timeout_s=ready_timeout_s,
             client_arguments=None,
+            log_file=log_file,
         )
         return _contain(plan, isolation, pass_fds=(listening.fileno(),) if is_relayed else ())
 
 
-def demo(config: Path, client_arguments: Sequence[str], *, ready_timeout_s: float) -> int:
+def demo(config: Path, client_arguments: Sequence[str], *, ready_timeout_s: float, log_file: str = "") -> int:
     """Start the application, send one request through the client, stop; the first failure's exit status."""
     isolation = best_isolation(wants_private_network=True)
     address = INNER if isolation.is_network_private else Address(host=INNER.host, port=_free_port(INNER.host))
@@ -56,6 +57,7 @@ def demo(config: Path, client_arguments: Sequence[str], *, ready_timeout_s: floa
         listen_fd=None,
         ready_timeout_s=ready_timeout_s,
         client_arguments=tuple(client_arguments),
+        log_file=log_file,
     )
     return _contain(plan, isolation, pass_fds=())
 

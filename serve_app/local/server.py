@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import json
 import queue
+import re
 import subprocess
 import sys
 import threading
@@ -21,11 +22,20 @@ from serve_app.local.relay import Address
 POLL_S = 0.25
 PROBE_TIMEOUT_S = 5.0
 LOG_TAIL_LINES = 40
+ANSI_COLOUR = re.compile(r"\x1b\[[0-9;]*m")  # ECMA-48, select graphic rendition
 FAILED_STATES = frozenset({"DEPLOY_FAILED", "UNHEALTHY"})  # ray.serve.schema.ApplicationStatus
 
 
 class ServerFailedError(Exception):
-    """The application did not start, or ended. The message says at which point; the log says why."""
+    """The application did not start, or ended.
+
+    Attributes:
+        causes: what Serve says about it; empty where only the log can tell.
+    """
+
+    def __init__(self, message: str, *, causes: tuple[str, ...] = ()) -> None:
+        super().__init__(message)
+        self.causes = causes
 
 
 class ConfigRefusedError(Exception):
@@ -94,9 +104,9 @@ class LocalServer:
                 yield self.events.get_nowait()
 
     def log_tail(self) -> str:
-        """The last lines of the log."""
+        """The last lines of the log, without Ray's colours."""
         lines = self.log_file.read_text(encoding="utf-8", errors="replace").splitlines()
-        return "\n".join(lines[-LOG_TAIL_LINES:])
+        return ANSI_COLOUR.sub("", "\n".join(lines[-LOG_TAIL_LINES:]))
 
 
 @contextlib.contextmanager
@@ -125,7 +135,7 @@ def check_states(event: Mapping[str, Any]) -> None:
     if "problems" in event:
         raise ConfigRefusedError("\n".join(event["problems"]))
     if FAILED_STATES & set(event.get("applications", ())):
-        raise ServerFailedError("the application failed to start:\n" + "\n".join(event.get("messages", ())))
+        raise ServerFailedError("the application failed to start", causes=tuple(event["messages"]))
 
 
 def in_words(event: Mapping[str, Any]) -> str:

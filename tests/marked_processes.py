@@ -1,0 +1,46 @@
+"""Finds every process that a test started, however it was started, by a variable that children inherit."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import time
+from pathlib import Path
+
+_NAME = "LIKENESS_TEST_MARKER"
+
+
+class Marked:
+    """A mark of its own for one test."""
+
+    def __init__(self) -> None:
+        self._value = secrets.token_hex(8)
+        self.environment = os.environ | {_NAME: self._value}
+
+    def processes(self) -> list[int]:
+        """Ids of all living processes with the mark."""
+        needle = f"{_NAME}={self._value}".encode()
+        found = []
+        for environ in Path("/proc").glob("[0-9]*/environ"):
+            with contextlib.suppress(OSError):
+                if needle in environ.read_bytes():
+                    found.append(int(environ.parent.name))
+        return found
+
+    def none_left(self) -> bool:
+        """Whether all are gone; the kernel takes a moment to clear away what was killed."""
+        for _ in range(500):
+            if not self.processes():
+                return True
+            time.sleep(0.02)
+        return False
+
+
+def wait_for(path: Path) -> None:
+    """Until a file appears."""
+    for _ in range(1500):
+        if path.exists():
+            return
+        time.sleep(0.02)
+    raise AssertionError(f"{path} never appeared")
