@@ -48,7 +48,7 @@ def test_flux_dev_is_the_published_network() -> None:
         (("depth = 3", "depth = true"), "transformer: depth: expected int, got True"),
         (('draw = "native"', 'draw = "tiny"'), "size: draw: expected 'requested' or 'native', got 'tiny'"),
         (("axes_dim = [8, 28, 28]", "axes_dim = [8, 28, 29]"), "axes_dim (8, 28, 29) must be even"),
-        (("context_in_dim = 128", "context_in_dim = 64"), "transformer.context_in_dim is 64 but t5.d_model is 128"),
+        (("context_in_dim = 48", "context_in_dim = 64"), "transformer.context_in_dim is 64 but t5.d_model is 48"),
         (("[limits]", "[limits"), "profile"),
     ],
 )
