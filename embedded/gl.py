@@ -1,0 +1,105 @@
+"""What the renderer asks of OpenGL: one windowless context, programs, targets. Needs OpenGL 3.3 through EGL."""
+
+from pathlib import Path
+from typing import Any
+
+import moderngl
+import numpy as np
+
+from embedded.body import Floats
+
+SHADERS = Path(__file__).parent / "shaders"
+SCENE_BLOCK_BYTES = 2 * 64 + 10 * 16  # the std140 block in common.glsl
+SHADOW_PX = 512
+
+
+def open_context() -> Any:
+    """A context without a window: Mesa's llvmpipe on a CPU machine, the driver's on a GPU machine.
+
+    Raises RuntimeError with what to install where EGL is missing.
+    """
+    try:
+        create: Any = moderngl.create_standalone_context  # its type hints leave out `backend`
+        return create(backend="egl", require=330)
+    except Exception as error:
+        raise RuntimeError(
+            "no OpenGL 3.3 through EGL; on Debian or Ubuntu: apt-get install libegl1 libgl1-mesa-dri libgl1"
+        ) from error
+
+
+def program(context: Any, vertex: str, fragment: str) -> Any:
+    """A program from shader files; `common.glsl` goes before both, `lighting.glsl` before fragments that shade."""
+    common, lighting = (SHADERS / "common.glsl").read_text(), (SHADERS / "lighting.glsl").read_text()
+    body = (SHADERS / fragment).read_text()
+    linked = context.program(
+        vertex_shader=common + (SHADERS / vertex).read_text(),
+        fragment_shader=common
+        + (lighting if "shade(" in body or "lit(" in body or "lit_quick(" in body else "")
+        + body,
+    )
+    if "Scene" in linked:
+        linked["Scene"].binding = 0
+    return linked
+
+
+def put(target: Any, **values: Any) -> None:
+    """Sets uniforms; a name the compiler optimised away is skipped."""
+    for name, value in values.items():
+        if name in target:
+            array = np.asarray(value, np.float32)
+            target[name].write(array.tobytes())
+
+
+def perspective(fov_deg: float, near: float, far: float) -> Floats:
+    """OpenGL's projection for a square picture, row-major."""
+    f = 1 / np.tan(np.radians(fov_deg) / 2)
+    matrix = np.zeros((4, 4), np.float32)
+    matrix[0, 0] = matrix[1, 1] = f
+    matrix[2] = (0, 0, (far + near) / (near - far), 2 * far * near / (near - far))
+    matrix[3, 2] = -1
+    return matrix
+
+
+def look_at(eye: Floats, target: Floats) -> Floats:
+    """World to camera, y up, row-major."""
+    back = (eye - target) / np.linalg.norm(eye - target)
+    right = np.cross((0.0, 1.0, 0.0), back)
+    right /= np.linalg.norm(right)
+    up = np.cross(back, right)
+    matrix = np.eye(4, dtype=np.float32)
+    for row, direction in enumerate((right, up, back)):
+        matrix[row, :3] = direction
+        matrix[row, 3] = -direction @ eye
+    return matrix
+
+
+def shadow_matrix(towards_light: Floats, center: Floats, reach: float) -> Floats:
+    """World to the unit cube seen from a distant light, row-major."""
+    view = look_at((center + 6 * towards_light).astype(np.float32), center)
+    box = np.diag([1 / reach, 1 / reach, -1 / 6.0, 1]).astype(np.float32)
+    box[2, 3] = -1.0  # depths 0…12 dm to -1…1
+    half = np.eye(4, dtype=np.float32) * 0.5
+    half[3, 3] = 1
+    half[:3, 3] = 0.5
+    return (half @ box @ view).astype(np.float32)
+
+
+class Targets:
+    """Frame buffers of one picture size: twice as large each way, `samples` a pixel, then averaged."""
+
+    def __init__(self, context: Any, size_px: int, samples: int) -> None:
+        big = (2 * size_px, 2 * size_px)
+        self.size_px = size_px
+        self.samples = context.framebuffer(
+            [context.renderbuffer(big, 4, samples=samples)], context.depth_renderbuffer(big, samples=samples)
+        )
+        self.big = context.texture(big, 4)
+        self.big.filter = (moderngl.LINEAR, moderngl.LINEAR)
+        self.big.repeat_x = self.big.repeat_y = False
+        self.resolved = context.framebuffer([self.big])
+        self.small = context.framebuffer([context.renderbuffer((size_px, size_px), 4)])
+        self.shadow = context.depth_texture((SHADOW_PX, SHADOW_PX))
+        self.shadow.compare_func = "<="
+        self.shadow.filter = (moderngl.LINEAR, moderngl.LINEAR)
+        self.shadow.repeat_x = self.shadow.repeat_y = False
+        self.shadow_buffer = context.framebuffer(depth_attachment=self.shadow)

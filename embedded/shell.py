@@ -1,0 +1,141 @@
+"""The head's outer surface as a height map around its axis: what hair and hats lie on.
+
+A point is described by its azimuth (0 forward, positive to +x) and a height `s`: above the head's centre `s` is the
+elevation angle in radians, below it the drop in decimetres (negative). So the map is a sphere over the skull and a
+cylinder around the neck, joined at the centre.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.floating[Any]]
+Ints = NDArray[np.int32]
+
+NUM_AZIMUTHS = 64
+HEIGHTS = np.concatenate([np.linspace(-3.4, -0.1, 34), np.linspace(0.0, np.pi / 2, 22)]).astype(np.float32)
+CENTER_Y_DM = 7.35
+WIDEST_DM = 2.2  # arms and far shoulders don't push hair
+
+
+def axis_z(y: Floats | float) -> Floats:
+    """Where the axis runs at height y: through the skull's middle, then back into the neck, then the chest."""
+    z: Floats = np.asarray(np.interp(y, [5.0, 5.9, 7.3], [0.2, 0.12, 0.42]), np.float32)
+    return z
+
+
+def directions() -> tuple[Floats, Floats]:
+    """Origins and unit directions of the map's rays, (H, A, 3) each."""
+    azimuth = (np.arange(NUM_AZIMUTHS) + 0.5) / NUM_AZIMUTHS * 2 * np.pi - np.pi
+    s, around = np.meshgrid(HEIGHTS, azimuth.astype(np.float32), indexing="ij")
+    elevation, y = np.maximum(s, 0), CENTER_Y_DM + np.minimum(s, 0)
+    flat = np.cos(elevation)
+    rays = np.stack([np.sin(around) * flat, np.sin(elevation), np.cos(around) * flat], -1).astype(np.float32)
+    return np.stack([np.zeros_like(y), y, axis_z(y)], -1).astype(np.float32), rays
+
+
+def trace(vertices: Floats, triangles: Ints) -> tuple[Ints, Floats]:
+    """Outermost hits of the map's rays: triangle (H, A), -1 for none, and its corner weights (H, A, 3).
+
+    Möller and Trumbore 1997, over all triangles: run once when the body file is built.
+    """
+    origins, rays = (array.reshape(-1, 3) for array in directions())
+    a, b, c = (vertices[triangles[:, corner]] for corner in range(3))
+    ab, ac = b - a, c - a
+    hit = np.full(len(rays), -1, np.int32)
+    corner_weights = np.zeros((len(rays), 3), np.float32)
+    for i, (origin, ray) in enumerate(zip(origins, rays, strict=True)):
+        p = np.cross(ray, ac)
+        det = (ab * p).sum(1)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            inverse = 1 / det
+            u = ((origin - a) * p).sum(1) * inverse
+            q = np.cross(origin - a, ab)
+            v = (q @ ray) * inverse
+            t = (ac * q).sum(1) * inverse
+        inside = (np.abs(det) > 1e-9) & (u >= 0) & (v >= 0) & (u + v <= 1) & (t > 0.05) & (t < WIDEST_DM)
+        if inside.any():
+            best = np.flatnonzero(inside)[np.argmax(t[inside])]
+            hit[i] = best
+            corner_weights[i] = (1 - u[best] - v[best], u[best], v[best])
+    shape = (len(HEIGHTS), NUM_AZIMUTHS)
+    return hit.reshape(shape), corner_weights.reshape(*shape, 3)
+
+
+def _fill(radius: Floats, known: NDArray[np.bool_]) -> Floats:
+    """Gaps (where an ear was left out, or arms reach too far) filled from their neighbours at the same height."""
+    filled = radius.copy()
+    column = np.arange(NUM_AZIMUTHS)
+    for row in range(len(filled)):
+        at = np.flatnonzero(known[row])
+        if len(at) == 0:
+            filled[row] = filled[row - 1] if row else WIDEST_DM
+        elif len(at) < NUM_AZIMUTHS:
+            filled[row] = np.interp(column, at, radius[row, at], period=NUM_AZIMUTHS)
+    return filled
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shell:
+    """One head's map: `radius` (H, A) in decimetres."""
+
+    radius: Floats
+
+    @staticmethod
+    def of(vertices: Floats, triangles: Ints, hit: Ints, corner_weights: Floats) -> "Shell":
+        """The map of these vertices, with `trace`'s hits on the mean head carried over to them."""
+        corners = vertices[triangles[np.maximum(hit, 0)]]
+        points = (corners * corner_weights[..., None]).sum(-2)
+        origins, _ = directions()
+        radius = _fill(np.linalg.norm(points - origins, axis=-1).astype(np.float32), hit >= 0)
+        for _ in range(2):  # smooth, around and along
+            radius = 0.5 * radius + 0.25 * (np.roll(radius, 1, 1) + np.roll(radius, -1, 1))
+            padded = np.pad(radius, ((1, 1), (0, 0)), mode="edge")
+            radius = 0.5 * radius + 0.25 * (padded[2:] + padded[:-2])
+        return Shell(radius=radius)
+
+    def without_shoulders(self) -> "Shell":
+        """The map with shoulders cut off beside the neck, so that hair falls before and behind them."""
+        azimuth = np.abs((np.arange(NUM_AZIMUTHS) + 0.5) / NUM_AZIMUTHS * 2 * np.pi - np.pi)
+        cap = np.interp(np.degrees(azimuth), [0, 40, 60, 110, 180], [9.0, 9.0, 0.80, 0.72, 0.72])
+        low = (HEIGHTS < -1.3)[:, None]
+        return Shell(radius=np.where(low, np.minimum(self.radius, cap), self.radius).astype(np.float32))
+
+    def locate(self, points: Floats) -> tuple[Floats, Floats, Floats]:
+        """Foot on the axis (..., 3), distance from it (...) and the surface's distance there (...)."""
+        y = np.minimum(points[..., 1], CENTER_Y_DM)
+        foot = np.stack([np.zeros_like(y), y, axis_z(y)], -1)
+        away = points - foot
+        distance = np.sqrt((away * away).sum(-1)) + 1e-6
+        above = points[..., 1] > CENTER_Y_DM
+        s = np.where(above, np.arcsin(np.clip(away[..., 1] / distance, 0, 1)), points[..., 1] - CENTER_Y_DM)
+        azimuth = np.arctan2(away[..., 0], away[..., 2])
+        return foot, distance, self.sample(azimuth, s)
+
+    def sample(self, azimuth: Floats | float, s: Floats | float) -> Floats:
+        """The surface's distance from the axis at (azimuth, s), bilinear."""
+        row = np.asarray(np.interp(s, HEIGHTS, np.arange(len(HEIGHTS))), np.float32)
+        column = np.asarray((azimuth + np.pi) / (2 * np.pi) * NUM_AZIMUTHS - 0.5, np.float32)
+        low_row = np.clip(row.astype(np.int32), 0, len(HEIGHTS) - 2)
+        low_column = np.floor(column).astype(np.int32)
+        down, across = (row - low_row).astype(np.float32), (column - low_column).astype(np.float32)
+        west, east = low_column % NUM_AZIMUTHS, (low_column + 1) % NUM_AZIMUTHS
+        top = self.radius[low_row, west] * (1 - across) + self.radius[low_row, east] * across
+        bottom = self.radius[low_row + 1, west] * (1 - across) + self.radius[low_row + 1, east] * across
+        return top * (1 - down) + bottom * down
+
+    def surface(self, azimuth: Floats | float, s: Floats | float, lift: Floats | float) -> Floats:
+        """Points `lift` decimetres outside the surface at (azimuth, s), (..., 3)."""
+        distance = self.sample(azimuth, s) + lift
+        elevation, y = np.maximum(s, 0), CENTER_Y_DM + np.minimum(s, 0)
+        flat = np.cos(elevation) * distance
+        x, z = np.sin(azimuth) * flat, np.cos(azimuth) * flat + axis_z(y)
+        return np.stack([x, y + np.sin(elevation) * distance, z], -1).astype(np.float32)
+
+    def push_out(self, points: Floats, lift: Floats | float) -> Floats:
+        """The points, those nearer than `lift` to the surface (or inside) moved out to it."""
+        foot, distance, surface = self.locate(points)
+        grow = np.maximum((surface + lift) / distance, 1.0)
+        return foot + (points - foot) * grow[..., None]
