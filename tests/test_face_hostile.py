@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from engine.errors import ReferenceImageError, UnreadableImageError
-from engine.face.container import MAX_JPEG_SCANS, read_container
+from engine.face.container import read_container
+from engine.face.container.jpeg import MAX_SCANS
 from engine.face.decode import ImageLimits, decode_image
 from engine.request import RgbImage
 from tests.face_pictures import PNG_SIGNATURE, png_chunk, saved, small, with_orientation
@@ -35,8 +36,6 @@ def same(data: bytes, plain: bytes) -> bool:
 
 
 # --- PNG ------------------------------------------------------------------------------------------------------------
-
-COMPRESSED_GIGABYTE = zlib.compress(zlib.compress(bytes(2**26), 9), 9)  # stands for one: unpacked by nobody
 
 
 @pytest.mark.parametrize(
@@ -66,6 +65,14 @@ def test_png_profile_that_unpacks_to_much_is_refused_or_ignored() -> None:
     bomb = with_chunks(plain, (b"iCCP", b"p\0\0" + zlib.compress(bytes(2**26), 9)))
     with pytest.raises(UnreadableImageError, match="PNG picture is damaged"):
         decode(bomb)
+
+
+def test_png_profiles_beyond_the_first_are_not_unpacked() -> None:
+    plain = saved(small(), "PNG")
+    profile = b"p\0\0" + zlib.compress(bytes(2**19), 9)
+    dressed = with_chunks(plain, *[(b"iCCP", profile)] * 100)
+    assert same(dressed, plain)
+    assert read_container(dressed).first_frame.count(b"iCCP") == 1
 
 
 def test_png_with_more_image_data_than_pixels_stops_at_the_pixels() -> None:
@@ -127,8 +134,8 @@ def test_jpeg_of_endless_scans_is_refused() -> None:
     data = saved(small(), "JPEG", progressive=True)
     last_scan = data[data.rfind(b"\xff\xc4") : -2]
     assert decode(data[:-2] + last_scan * 10 + b"\xff\xd9").shape == (64, 64, 3)
-    with pytest.raises(UnreadableImageError, match=f"more than {MAX_JPEG_SCANS} scans; save it again"):
-        decode(data[:-2] + last_scan * MAX_JPEG_SCANS + b"\xff\xd9")
+    with pytest.raises(UnreadableImageError, match=f"more than {MAX_SCANS} scans; save it again"):
+        decode(data[:-2] + last_scan * MAX_SCANS + b"\xff\xd9")
 
 
 def test_jpeg_with_two_frame_headers_is_refused() -> None:
@@ -162,6 +169,12 @@ def test_gif_of_a_million_blocks_is_refused() -> None:
     plain = saved(small(), "GIF")
     with pytest.raises(UnreadableImageError, match="more than 200000 parts"):
         decode(plain[: 13 + 768] + b"\x21\xfe" + b"\1x" * 1_000_000 + b"\0" + plain[13 + 768 :])
+
+
+def test_gif_of_a_million_empty_extensions_is_refused() -> None:
+    plain = saved(small(), "GIF")
+    with pytest.raises(UnreadableImageError, match="more than 200000 parts"):
+        decode(plain[: 13 + 768] + b"\x21\xf9\0" * 1_000_000 + plain[13 + 768 :])
 
 
 def test_webp_animation_of_many_frames_costs_one() -> None:

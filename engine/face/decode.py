@@ -158,21 +158,22 @@ def _to_8_bit(values: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
     return ((values.astype(np.uint32) + 128) // 257).astype(np.uint8)
 
 
-_MAX_PROFILE_BYTES = 4 * 2**20  # press profiles have 0.5 to 3 MB
-_PROFILE_SPACES: Final = {"RGB": "RGB ", "CMYK": "CMYK"}
+_MAX_PROFILE_BYTES = 64 * 2**10
+"""Profiles of a display or a camera are a matrix and three curves: 0.5 to 4 kB. Those of presses are tables of
+megabytes, whose evaluation a hostile file could make as long as it likes: CMYK is converted without them."""
 
 
 def _through_profile(image: Image.Image, profile: bytes) -> Image.Image | None:
-    """``image`` from its embedded profile's colours to sRGB; None where the profile is sRGB, unfit or broken.
+    """RGB ``image`` from its embedded profile's colours to sRGB; None where the profile is sRGB, unfit or broken.
 
-    Phones save Display P3, cameras Adobe RGB, presses CMYK: read as sRGB, skin turns pale or grey. A profile that
-    can't be used is no reason to refuse a picture whose pixels are fine.
+    Phones save Display P3 and cameras Adobe RGB: read as sRGB, skin turns pale. A profile that can't be used is no
+    reason to refuse a picture whose pixels are fine.
     """
-    if len(profile) > _MAX_PROFILE_BYTES:
+    if image.mode != "RGB" or len(profile) > _MAX_PROFILE_BYTES:
         return None
     try:
         source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
-        if source.profile.xcolor_space != _PROFILE_SPACES.get(image.mode):
+        if source.profile.xcolor_space != "RGB " or not source.profile.is_matrix_shaper:
             return None
         if ImageCms.getProfileDescription(source).startswith("sRGB"):
             return None
