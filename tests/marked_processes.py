@@ -28,6 +28,17 @@ class Marked:
                     found.append(int(environ.parent.name))
         return found
 
+    def socket_inodes(self) -> set[str]:
+        """Inodes of all sockets that they hold open, in whichever network these are."""
+        inodes = set()
+        for pid in self.processes():
+            with contextlib.suppress(OSError):
+                for descriptor in Path(f"/proc/{pid}/fd").iterdir():
+                    with contextlib.suppress(OSError):
+                        kind, _, inode = str(descriptor.readlink()).partition(":[")
+                        inodes |= {inode.rstrip("]")} if kind == "socket" else set()
+        return inodes
+
     def none_left(self) -> bool:
         """Whether all are gone; the kernel takes a moment to clear away what was killed."""
         for _ in range(500):

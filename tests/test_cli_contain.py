@@ -110,12 +110,15 @@ class TestEveryEnd:
         assert marker.none_left()
 
     def test_even_a_killed_starter_leaves_nothing(self, marker: Marked, is_isolated: bool, tmp_path: Path) -> None:
-        started = tmp_path / "started"
-        code = START_STUBBORN + "time.sleep(600)"
-        with contained(code, marker, is_isolated=is_isolated, arguments=(str(started),)) as process:
-            wait_for(started)
+        code = START_STUBBORN + "print(os.environ['HOME'], flush=True)\ntime.sleep(600)"
+        started = str(tmp_path / "started")
+        with contained(code, marker, is_isolated=is_isolated, arguments=(started,)) as process:
+            assert process.stdout is not None
+            folder = Path(process.stdout.readline().strip()).parent
+            assert folder.is_dir()
             process.kill()
         assert marker.none_left()
+        assert not folder.exists()
 
     def test_home_and_temporary_folder_are_private_and_vanish(self, marker: Marked, is_isolated: bool) -> None:
         code = "import os; print(os.environ['HOME']); open(os.environ['HOME'] + '/x', 'w').close()"

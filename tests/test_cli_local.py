@@ -130,13 +130,12 @@ def test_serve_answers_on_its_one_port_until_ctrl_c_in_the_middle_of_a_picture(
     marked: Marked, tmp_path: Path, reference: Path
 ) -> None:
     url = f"http://127.0.0.1:{(port := free_port())}"
-    before = listening_ports()
     with likeness(marked, "serve", "--config", str(config(tmp_path, SLOW)), "--port", str(port)) as process:
         read_until(process, "Serving on")
         with httpx.Client(base_url=url, trust_env=False, timeout=60.0) as http:
             assert http.get("/ready").json()["is_ready"] is True
             assert http.get("/v1/models").json()["data"][0]["id"] == "embedded"
-        opened = listening_ports() - before
+        opened = listening_ports(marked)
         flags = ("--prompt", "p", "--reference-image", str(reference), "--output", str(tmp_path / "out.jpg"))
         with likeness(marked, "flux-ipadapter-faceid", *flags, "--url", url) as client:
             read_until(client, "drawing")
@@ -151,10 +150,11 @@ def test_serve_answers_on_its_one_port_until_ctrl_c_in_the_middle_of_a_picture(
         assert opened == {port}
 
 
-def listening_ports() -> set[int]:
-    """TCP ports on which anything in this network listens (proc(5): state 0A)."""
-    lines = [line for name in ("tcp", "tcp6") for line in Path(f"/proc/net/{name}").read_text().splitlines()[1:]]
-    return {int(fields[1].rpartition(":")[2], 16) for line in lines if (fields := line.split())[3] == "0A"}
+def listening_ports(marked: Marked) -> set[int]:
+    """TCP ports of this network on which a marked process listens (proc(5): state 0A, inode in column 10)."""
+    inodes = marked.socket_inodes()
+    rows = [row.split() for name in ("tcp", "tcp6") for row in Path(f"/proc/net/{name}").read_text().splitlines()[1:]]
+    return {int(row[1].rpartition(":")[2], 16) for row in rows if row[3] == "0A" and row[9] in inodes}
 
 
 def test_a_taken_port_is_told_at_once(marked: Marked, tmp_path: Path) -> None:

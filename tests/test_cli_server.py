@@ -1,4 +1,4 @@
-"""Waiting for a cluster process: what it says, how it ends, what people are told. A stand-in says the lines, not Ray."""
+"""Waiting for a cluster process: what it says, how it ends, what people are told. A stand-in speaks, no Ray."""
 
 from __future__ import annotations
 

@@ -101,7 +101,15 @@ def run_contained(
     Returns its exit status; 130 where it was interrupted. A second signal kills at once. ``pass_fds`` are open for it.
     """
     with _private_folder() as folder, _lifeline() as (read_fd, close_lifeline):
-        init = [sys.executable, "-m", "serve_app.local.init", "--lifeline-fd", str(read_fd)]
+        init = [
+            sys.executable,
+            "-m",
+            "serve_app.local.init",
+            "--lifeline-fd",
+            str(read_fd),
+            "--private-folder",
+            str(folder),
+        ]
         init += ["--loopback"] if isolation.is_network_private else []
         stopper = _Stopper(close_lifeline)
         with stopper.installed():

@@ -14,6 +14,7 @@ import ctypes
 import fcntl
 import os
 import select
+import shutil
 import signal
 import socket
 import struct
@@ -40,6 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run ``command`` until it or the lifeline ends; its exit status, or 130 where the lifeline ended it."""
     parser = argparse.ArgumentParser(prog="python -m serve_app.local.init", description=__doc__)
     parser.add_argument("--lifeline-fd", type=int, required=True, help="a pipe's read end; when it closes, stop")
+    parser.add_argument("--private-folder", type=Path, help="to remove at the end")
     parser.add_argument("--loopback", action="store_true", help="bring the network namespace's lo up first")
     parser.add_argument("command", nargs=argparse.REMAINDER, metavar="-- COMMAND")
     arguments = parser.parse_args(argv)
@@ -63,6 +65,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _wait(child, arguments.lifeline_fd)
     finally:
         kill_descendants()
+        if arguments.private_folder is not None:  # a starter that was killed can't
+            shutil.rmtree(arguments.private_folder, ignore_errors=True)
 
 
 def _wait(child: subprocess.Popen[bytes], lifeline_fd: int) -> int:
