@@ -46,7 +46,7 @@ _PLACES = {
 }
 _STYLES = {
     "bald": ("bald", "with a bald head", "bald head"),
-    "buzz cut": ("buzz cut", "very short {c} hair", "{c} buzz cut", "a {c} buzz cut"),
+    "buzz cut": ("{c} buzz-cut hair", "very short {c} hair", "{c} buzz cut", "a {c} buzz cut"),
     "short": ("short {c} hair", "{c} short hair", "short-cut {c} hair"),
     "slicked back": ("slicked-back {c} hair", "{c} hair combed back", "{c} slicked back hair"),
     "bob": ("a {c} bob", "{c} bob haircut", "chin-length {c} hair"),
@@ -75,6 +75,17 @@ _OPENINGS = (
     "An influencer photo",
 )  # fmt: skip
 _ENDINGS = ("high quality", "detailed", "sharp focus", "4k", "photorealistic", "best quality", "professional photo")
+
+# Words that only one value of an attribute may bring into a caption: (value, word) pairs. For tests of truth.
+CAPTIONED: dict[str, tuple[tuple[str, str], ...]] = {
+    "pose": (("left", "facing left"), ("right", "facing right"), ("up", "chin up"), ("down", "head bowed")),
+    "expression": (("laughing", "laughing"), ("surprised", "surpris"), ("sad", "sad"), ("angry", "angry")),
+    "light": (("neon light", "neon"), ("light from the left", "from the left"), ("golden hour light", "golden")),
+    "place": (("forest", "forest"), ("beach", "beach"), ("office", "office"), ("brick wall", "brick")),
+    "eyewear": (("sunglasses", "sunglasses"), ("round glasses", "round glasses")),
+    "headwear": (("beanie", "beanie"), ("headband", "headband"), ("cap", " cap")),
+    "beard": (("stubble", "stubble"), ("full beard", "full beard"), ("mustache", "mustache")),
+}
 
 # How likely a caption with details names each of them.
 NAMED = {

@@ -236,9 +236,9 @@ def _inward(points: Floats) -> Floats:
     """A pull towards the axis below the widest part of the head: hanging hair leans on cheeks and neck, (n, 3)."""
     z = axis_z(np.minimum(points[:, 1], CENTER_Y_DM))
     away = np.stack([points[:, 0], np.zeros(len(points)), points[:, 2] - z], -1)
-    beyond = np.maximum(np.linalg.norm(away, axis=1, keepdims=True) - 0.62, 0)
-    below = _smooth(7.7, 7.1, points[:, 1])[:, None]
-    pull: Floats = (-0.55 * below * np.minimum(beyond * 2.0, 1.0) * _unit(away)).astype(np.float32)
+    beyond = np.maximum(np.linalg.norm(away, axis=1, keepdims=True) - 0.78, 0)
+    below = (_smooth(7.7, 7.1, points[:, 1]) * _smooth(5.6, 6.6, points[:, 1]))[:, None]
+    pull: Floats = (-0.45 * below * np.minimum(beyond * 2.0, 1.0) * _unit(away)).astype(np.float32)
     return pull
 
 

@@ -155,7 +155,7 @@ def headwear(kind: str, shell: Shell, hair_volume: float) -> Mesh:
         crown = _grid_mesh(dome(steps, np.float32(0.11) + 0.10 * np.sin(steps * np.pi / 2))[::-1], True)
         along = np.linspace(-1.05, 1.05, 25).astype(np.float32)
         start = shell.surface(along, np.interp(along, azimuth, rim).astype(np.float32), 0.10)
-        reach = (0.75 * np.maximum(np.cos(along / 1.05 * np.pi / 2), 0) ** 0.7)[:, None] * np.array([0.0, -0.10, 1.0])
+        reach = (0.75 * np.maximum(np.cos(along / 1.05 * np.pi / 2), 0) ** 0.7)[:, None] * np.array([0.0, -0.34, 1.0])
         reach[:, 0] = 0.10 * np.sin(along)
         rows = np.stack([start + reach * t + [0, -0.05 * t * 1.0, 0] for t in (0.0, 0.35, 0.7, 1.0)])
         rows[..., 1] -= 0.10 * (np.abs(np.sin(along)) ** 2)[None] * np.array([0, 0.4, 0.8, 1.0])[:, None]

@@ -49,13 +49,13 @@ def trace(vertices: Floats, triangles: Ints) -> tuple[Ints, Floats]:
     for i, (origin, ray) in enumerate(zip(origins, rays, strict=True)):
         p = np.cross(ray, ac)
         det = (ab * p).sum(1)
-        with np.errstate(divide="ignore", invalid="ignore"):
-            inverse = 1 / det
-            u = ((origin - a) * p).sum(1) * inverse
-            q = np.cross(origin - a, ab)
-            v = (q @ ray) * inverse
-            t = (ac * q).sum(1) * inverse
-        inside = (np.abs(det) > 1e-9) & (u >= 0) & (v >= 0) & (u + v <= 1) & (t > 0.05) & (t < WIDEST_DM)
+        facing = np.abs(det) > 1e-9
+        inverse = 1 / np.where(facing, det, 1)
+        u = ((origin - a) * p).sum(1) * inverse
+        q = np.cross(origin - a, ab)
+        v = (q @ ray) * inverse
+        t = (ac * q).sum(1) * inverse
+        inside = facing & (u >= 0) & (v >= 0) & (u + v <= 1) & (t > 0.05) & (t < WIDEST_DM)
         if inside.any():
             best = np.flatnonzero(inside)[np.argmax(t[inside])]
             hit[i] = best

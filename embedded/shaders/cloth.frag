@@ -9,7 +9,7 @@ uniform vec3 under;     // the shirt below a blazer
 uniform vec4 cut;       // garment number, stripes, layer (0 outer, 1 under), seed
 float neckline(vec3 p, int garment) {   // > 0 where cloth is
     float x = abs(p.x), away = length(vec2(p.x * 0.9, p.z - 0.15));
-    float collar = 5.62 - 0.28 * smoothstep(0.0, 0.9, p.z) + 0.10 * smoothstep(0.2, 0.9, x);
+    float collar = 5.74 - 0.30 * smoothstep(0.0, 0.9, p.z) + 0.10 * smoothstep(0.2, 0.9, x);
     if (garment == 1) return collar + 0.02 - 0.62 * max(0.0, 1.0 - x / 0.42) * step(0.2, p.z) - p.y;     // v-neck
     if (garment == 2) return 6.12 + 0.10 * smoothstep(0.6, -0.3, p.z) - p.y;                              // turtleneck
     if (garment == 3) return collar + 0.16 - 1.5 * max(0.0, 1.0 - x / 0.52) * step(0.2, p.z) - p.y;       // blazer
