@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
-from serve_app import client_command
+from serve_app import client_command, models_command
 from serve_app.exit_codes import ExitCode
 
 DEFAULT_CONFIG: Final = Path("serve_config.local.yaml")
@@ -92,6 +92,7 @@ def _add_models(subparsers: argparse._SubParsersAction[argparse.ArgumentParser])
     untrained.add_argument("--seed", type=int, default=0, help="default %(default)s")
     untrained.add_argument("--if-missing", action="store_true", help="do nothing where all files are there already")
     untrained.set_defaults(run=_write_untrained)
+    models_command.add_actions(actions)
 
 
 def _serve(arguments: argparse.Namespace) -> int:
