@@ -14,7 +14,13 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import pytest
-from huggingface_hub import close_session, constants
+from huggingface_hub import close_session, constants, hf_hub_download
+from huggingface_hub.errors import (
+    GatedRepoError,
+    RemoteEntryNotFoundError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -444,6 +450,35 @@ def test_two_runs_in_one_folder_do_not_meet(hub: HubServer, tmp_path: Path) -> N
         with pytest.raises(LocalFolderError, match="another pull is at work"):
             run(hub, tmp_path)
     run(hub, tmp_path)
+
+
+# The stand-in itself
+
+
+def test_the_stand_in_speaks_the_hubs_language(hub: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The hub's own client, which we did not write, downloads from it and understands how it refuses."""
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_TELEMETRY", True)  # it would ask the real hub who we are
+    hub.files[0] = dataclasses.replace(hub.files[0], token=TOKEN)
+
+    def download(repo_id: str, name: str, *, token: str | bool = False, revision: str = COMMIT) -> Path:
+        return Path(
+            hf_hub_download(
+                repo_id, name, revision=revision, endpoint=hub.url, token=token, local_dir=tmp_path, cache_dir=tmp_path
+            )
+        )
+
+    assert download("lab/model", BIG, token=TOKEN).read_bytes() == CONTENT
+    assert download("lab/encoders", "sub/small.bin").read_bytes() == SMALL
+    assert {seen.authorization for seen in hub.of("storage", "GET")} == {None}
+    for error, arguments in (
+        (GatedRepoError, {"repo_id": "lab/model", "name": "x"}),
+        (GatedRepoError, {"repo_id": "lab/model", "name": "x", "token": "hf_ofSomebodyElse"}),
+        (RepositoryNotFoundError, {"repo_id": "lab/none", "name": "x"}),
+        (RevisionNotFoundError, {"repo_id": "lab/encoders", "name": "x", "revision": "f" * 40}),
+        (RemoteEntryNotFoundError, {"repo_id": "lab/encoders", "name": "x"}),
+    ):
+        with pytest.raises(error):
+            download(**arguments)
 
 
 # The catalog
