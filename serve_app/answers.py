@@ -1,0 +1,125 @@
+"""A finished drawing as an HTTP answer: the picture with its headers, or everything as JSON."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Final
+
+from starlette.responses import JSONResponse, Response
+
+from engine.request import ImageRequest
+from serve_app import data_url
+from serve_app.contract import FaceBody, FaceBoxBody, GenerationAnswer, ModelBody, TimingsBody, WarningBody
+from serve_app.negotiation import AnswerForm
+from serve_app.stages import DrawResult, FacePolicy, FaceResult
+
+FACE_FALLBACK: Final = "face_fallback"
+"""Code of the warning that no face was found and the whole picture was taken."""
+
+SEVERAL_FACES: Final = "several_faces"
+"""Code of the warning that the largest of several faces was taken."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class Drawing:
+    """Everything known of one request when its picture is done."""
+
+    request_id: str
+    request: ImageRequest
+    policy: FacePolicy
+    face: FaceResult
+    result: DrawResult
+    cost_usd: float
+    elapsed_s: float
+    model_id: str
+    model_title: str
+
+    @property
+    def timings(self) -> dict[str, float]:
+        """Wall-clock seconds by stage."""
+        stages = self.result.stages
+        return {
+            "face": self.face.elapsed_s,
+            "queue": stages.queue_s,
+            "encode": stages.encode_s,
+            "denoise": stages.denoise_s,
+            "decode": stages.decode_s,
+            "compress": self.result.compress_s,
+            "total": self.elapsed_s,
+        }
+
+    @property
+    def is_upscaled(self) -> bool:
+        """Whether the network drew fewer pixels than were asked for."""
+        drawn = (self.result.drawn_width_px, self.result.drawn_height_px)
+        return drawn != (self.request.width_px, self.request.height_px)
+
+    @property
+    def warnings(self) -> list[WarningBody]:
+        """What went otherwise than asked."""
+        if not self.face.warning:
+            return []
+        code = FACE_FALLBACK if self.face.box is None else SEVERAL_FACES
+        return [WarningBody(code=code, message=self.face.warning)]
+
+
+def picture_response(drawing: Drawing, form: AnswerForm) -> Response:
+    """The answer in the negotiated form. The headers are the same in all of them."""
+    headers = _headers(drawing)
+    if form == "application/json":
+        return JSONResponse(_json(drawing).model_dump(mode="json"), headers=headers)
+    return Response(drawing.result.data, media_type=form, headers=headers)
+
+
+def _headers(drawing: Drawing) -> dict[str, str]:
+    request, result = drawing.request, drawing.result
+    headers = {
+        "X-Cost-USD": f"{drawing.cost_usd:.6f}",
+        "X-Execution-Time-Sec": f"{drawing.elapsed_s:.3f}",
+        "X-GPU-Type": _one_line(result.device_name),
+        "X-Seed": str(request.seed),
+        "X-Model": _one_line(drawing.model_id),
+        "X-Image-Size": f"{request.width_px}x{request.height_px}",
+        "X-Drawn-Size": f"{result.drawn_width_px}x{result.drawn_height_px}",
+        "Server-Timing": ", ".join(f"{name};dur={1000.0 * s:.1f}" for name, s in drawing.timings.items()),
+        "Vary": "Accept",
+        "Cache-Control": "no-store",  # somebody's face
+    }
+    if drawing.warnings:
+        headers["X-Warning"] = "; ".join(_one_line(f"{w.code}: {w.message}") for w in drawing.warnings)
+    return headers
+
+
+def _one_line(text: str) -> str:
+    """A header's value: printable ASCII on one line."""
+    return "".join(char if " " <= char <= "~" else "?" for char in " ".join(text.split()))
+
+
+def _json(drawing: Drawing) -> GenerationAnswer:
+    request, result, face = drawing.request, drawing.result, drawing.face
+    box = None if face.box is None else FaceBoxBody(**dataclasses.asdict(face.box))
+    return GenerationAnswer(
+        request_id=drawing.request_id,
+        image=data_url.build(data_url.Picture(data=result.data, media_type="image/jpeg")),
+        width=request.width_px,
+        height=request.height_px,
+        drawn_width=result.drawn_width_px,
+        drawn_height=result.drawn_height_px,
+        is_upscaled=drawing.is_upscaled,
+        seed=request.seed,
+        model=ModelBody(id=drawing.model_id, title=drawing.model_title),
+        face=FaceBody(
+            policy=drawing.policy,
+            provider=face.provider,
+            box=box,
+            reference_width_px=face.width_px,
+            reference_height_px=face.height_px,
+            is_cached=face.is_cached,
+        ),
+        cost_usd=round(drawing.cost_usd, 9),
+        device_s=result.device_s,
+        execution_time_s=round(drawing.elapsed_s, 6),
+        gpu_type=result.device_name,
+        timings=TimingsBody(**{f"{name}_s": seconds for name, seconds in drawing.timings.items()}),
+        warnings=drawing.warnings,
+    )

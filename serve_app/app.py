@@ -1,0 +1,91 @@
+"""The application as Ray Serve deploys it: ``import_path: serve_app.app:build`` with :class:`AppSettings` as ``args:``.
+
+Imports no torch: the ingress and Ray's own processes import this module.
+"""
+
+# No `from __future__ import annotations` here: Serve looks at the annotation of build()'s argument itself, and a string
+# in its place makes it hand over the bare dictionary, unchecked.
+
+import functools
+from typing import Any, Final
+
+from fastapi import FastAPI
+from ray import serve
+from ray.serve import Application
+from ray.serve.handle import DeploymentHandle
+
+from serve_app.face_stage import FaceStage, open_tools
+from serve_app.flux_replica import FluxReplica, open_engine
+from serve_app.ingress import make_app
+from serve_app.metrics import IngressMetrics
+from serve_app.ray_backend import RayBackend
+from serve_app.request_log import log_to_stdout
+from serve_app.settings import AppSettings
+from serve_app.stages import FACE_STAGE, FLUX_REPLICA, INGRESS
+
+SHUTDOWN_MARGIN_S: Final = 30.0
+"""A replica that is taken away may finish its longest request, and then some."""
+
+INGRESS_ROOM: Final = 64
+"""Calls an ingress replica takes beyond ``limits.max_in_flight``: for refusals, ``/health`` and ``/metrics``."""
+
+
+class Ingress:
+    """The HTTP application in a replica of its own."""
+
+    def __init__(self, settings: AppSettings, face_stage: DeploymentHandle, flux_replica: DeploymentHandle) -> None:
+        log_to_stdout()
+        context = serve.get_replica_context()
+        self._settings = settings
+        self._metrics = IngressMetrics(replica=context.replica_id.unique_id)
+        self._backend = RayBackend(
+            face_stage=face_stage,
+            flux_replica=flux_replica,
+            app_name=context.app_name,
+            on_replay=self._metrics.replayed,
+        )
+
+    def __serve_build_asgi_app__(self) -> FastAPI:
+        """Called by Serve once, after the constructor."""
+        return make_app(
+            backend=self._backend,
+            settings=self._settings,
+            profile=self._settings.load_profile(),
+            metrics=self._metrics,
+            echo_request_id=False,  # Serve's proxy does
+        )
+
+
+def build(args: AppSettings) -> Application:
+    """Compose the three deployments. What is said here of replicas and resources, ``deployments:`` may override.
+
+    Raises:
+        ModelLoadError: no such profile. Better here, where the application that runs goes on, than in its replicas.
+    """
+    args.load_profile()
+    shutdown_s = args.limits.request_timeout_s + SHUTDOWN_MARGIN_S
+    names = {"profile_name": args.profile, "model_dir": args.model_dir}
+    common: dict[str, Any] = {"graceful_shutdown_timeout_s": shutdown_s, "health_check_period_s": 5.0}
+
+    face_stage = serve.deployment(
+        FaceStage, name=FACE_STAGE, max_ongoing_requests=4, ray_actor_options={"num_cpus": 1}, **common
+    ).bind(
+        functools.partial(open_tools, **names, settings=args.face, limits=args.limits),
+        cache_bytes=args.face.cache_bytes,
+    )
+    flux_replica = serve.deployment(
+        FluxReplica,
+        name=FLUX_REPLICA,
+        # All that wait should wait in the engine: its scheduler chooses among those it sees.
+        max_ongoing_requests=64,
+        ray_actor_options={"num_cpus": 1, "num_gpus": int(args.engine.device == "cuda")},
+        **common,
+    ).bind(functools.partial(open_engine, **names, settings=args.engine))
+    ingress = serve.deployment(
+        serve.ingress()(Ingress),
+        name=INGRESS,
+        max_ongoing_requests=args.limits.max_in_flight + INGRESS_ROOM,
+        ray_actor_options={"num_cpus": 1},
+        **common,
+    )
+    return ingress.bind(args, face_stage, flux_replica)

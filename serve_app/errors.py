@@ -1,0 +1,193 @@
+"""Errors of the HTTP side, and the one table that turns any error into an answer.
+
+    ServeAppError
+    ├── FieldsError                one or more fields of the request are missing or malformed
+    ├── MalformedBodyError         the body is not one JSON object
+    ├── UnknownPathError           no such path
+    ├── MethodNotAllowedError      the path exists, the method doesn't
+    ├── NotAcceptableError         nothing that ``Accept`` allows can be produced
+    ├── BodyTimeoutError           the body arrived too slowly
+    ├── BodyTooLargeError          the body is larger than the limit; not read to its end
+    ├── UnsupportedMediaTypeError  the body is not declared as JSON
+    ├── TooManyRequestsError       this replica already holds as many requests as it may
+    ├── StageUnavailableError      a stage can't be reached, or died twice under the same request
+    └── DeadlineExceededError      the request took longer than it may
+
+What a caller sees is the contract's body ``{"error", "type", "details"}``. An error that is not in the table
+is answered with a sentence that says nothing about our insides; the log has it in full.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any
+
+from engine import errors as engine_errors
+
+INTERNAL_ERROR_TYPE = "InternalError"
+INTERNAL_ERROR_MESSAGE = "The service failed while working on this request. Tell its operator the request id."
+
+
+class ServeAppError(Exception):
+    """Root of the tree. Picklable with its message alone."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class FieldProblem:
+    """What is wrong with one field. ``problem`` is a full sentence that starts with the field's name."""
+
+    field: str
+    problem: str
+
+
+class FieldsError(ServeAppError):
+    """One or more fields of the request are missing or malformed."""
+
+    def __init__(self, problems: tuple[FieldProblem, ...]) -> None:
+        super().__init__(problems)  # args must rebuild the error where it is unpickled
+        self.problems = problems
+
+    def __str__(self) -> str:
+        first = self.problems[0].problem
+        others = len(self.problems) - 1
+        return first if not others else f"{first} ({others} more in details.fields)"
+
+
+class MalformedBodyError(ServeAppError):
+    """The body is not one JSON object."""
+
+
+class UnknownPathError(ServeAppError):
+    """No such path."""
+
+
+class MethodNotAllowedError(ServeAppError):
+    """The path exists, the method doesn't."""
+
+
+class NotAcceptableError(ServeAppError):
+    """Nothing that ``Accept`` allows can be produced."""
+
+
+class BodyTimeoutError(ServeAppError):
+    """The body arrived too slowly."""
+
+
+class BodyTooLargeError(ServeAppError):
+    """The body is larger than the limit."""
+
+
+class UnsupportedMediaTypeError(ServeAppError):
+    """The body is not declared as JSON."""
+
+
+class TooManyRequestsError(ServeAppError):
+    """This replica already holds as many requests as it may."""
+
+
+class StageUnavailableError(ServeAppError):
+    """A stage can't be reached, or died twice under the same request."""
+
+
+class DeadlineExceededError(ServeAppError):
+    """The request took longer than it may."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class Answer:
+    """How one class of errors is answered.
+
+    Attributes:
+        status: HTTP status.
+        type_name: ``type`` in the body; the class's own name where empty.
+        public_message: shown instead of the error's own message, where that is meant for operators.
+        retry_after_s: sent as ``Retry-After`` and in the details.
+    """
+
+    status: int
+    type_name: str = ""
+    public_message: str = ""
+    retry_after_s: float | None = None
+
+
+ANSWERS: dict[type[BaseException], Answer] = {
+    # A picture over the limits is a malformed field like any other: 413 is kept for the body as a whole.
+    engine_errors.InvalidRequestError: Answer(status=400),
+    engine_errors.ReferenceImageError: Answer(status=400),
+    engine_errors.UnreadableImageError: Answer(status=400),
+    engine_errors.ImageTooLargeError: Answer(status=400),
+    engine_errors.FaceNotFoundError: Answer(status=400),
+    engine_errors.ModelLoadError: Answer(
+        status=503, public_message="The model could not be loaded. Its operator has to look at it.", retry_after_s=60.0
+    ),
+    engine_errors.EngineBusyError: Answer(status=429, retry_after_s=5.0),
+    engine_errors.RequestCancelledError: Answer(status=503, retry_after_s=1.0),
+    engine_errors.NumericalError: Answer(status=500),
+    engine_errors.OutOfDeviceMemoryError: Answer(status=503, retry_after_s=10.0),
+    engine_errors.EngineStoppedError: Answer(status=503, retry_after_s=10.0),
+    FieldsError: Answer(status=400, type_name=engine_errors.InvalidRequestError.__name__),
+    MalformedBodyError: Answer(status=400),
+    UnknownPathError: Answer(status=404),
+    MethodNotAllowedError: Answer(status=405),
+    NotAcceptableError: Answer(status=406),
+    BodyTimeoutError: Answer(status=408),
+    BodyTooLargeError: Answer(status=413),
+    UnsupportedMediaTypeError: Answer(status=415),
+    TooManyRequestsError: Answer(status=429, retry_after_s=2.0),
+    StageUnavailableError: Answer(status=503, retry_after_s=5.0),
+    DeadlineExceededError: Answer(status=504),
+}
+"""Every error that is answered on purpose. A test holds that no class of either tree is missing."""
+
+INTERNAL_ANSWER = Answer(status=500, type_name=INTERNAL_ERROR_TYPE, public_message=INTERNAL_ERROR_MESSAGE)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class ErrorReply:
+    """An error as it goes out: status, the contract's body, extra headers."""
+
+    status: int
+    body: dict[str, Any]
+    headers: dict[str, str]
+
+    @property
+    def type_name(self) -> str:
+        """``type`` of the body."""
+        return str(self.body["type"])
+
+
+def describe(error: BaseException, *, request_id: str) -> ErrorReply:
+    """The answer to an error that ended a request."""
+    error = unwrap(error)
+    answer = ANSWERS.get(type(error), INTERNAL_ANSWER)
+    details: dict[str, Any] = {"request_id": request_id}
+    if isinstance(error, FieldsError):
+        details["fields"] = [dataclasses.asdict(problem) for problem in error.problems]
+    headers = {}
+    if answer.retry_after_s is not None:
+        details["retry_after_s"] = answer.retry_after_s
+        headers["Retry-After"] = str(math.ceil(answer.retry_after_s))
+    body = {
+        "error": answer.public_message or str(error),
+        "type": answer.type_name or type(error).__name__,
+        "details": details,
+    }
+    return ErrorReply(status=answer.status, body=body, headers=headers)
+
+
+def is_expected(error: BaseException) -> bool:
+    """Whether the error is one we answer on purpose. Others are our bugs, and are logged with their traceback."""
+    return type(unwrap(error)) in ANSWERS
+
+
+def unwrap(error: BaseException) -> BaseException:
+    """The error that a remote stage raised.
+
+    Ray hands it over as an instance of a class made up on the spot, ``RayTaskError(FaceNotFoundError)``, whose text
+    is the remote traceback; the original is its ``cause``.
+    """
+    seen = 0
+    while isinstance(cause := getattr(error, "cause", None), BaseException) and seen < 8:
+        error, seen = cause, seen + 1
+    return error

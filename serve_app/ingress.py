@@ -1,0 +1,153 @@
+"""The HTTP application: routes and nothing else. Runs under any ASGI server, with any ``serve_app.stages.Backend``.
+
+Imports no torch and no Ray: this process only reads, checks and passes on.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import FastAPI
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+
+from engine.profile import SIZE_STEP_PX, ModelProfile
+from serve_app import openapi
+from serve_app.contract import (
+    HealthAnswer,
+    LicenceBody,
+    LimitsBody,
+    ModelCard,
+    ModelList,
+    ReadyAnswer,
+    SizeBody,
+    StageBody,
+)
+from serve_app.errors import MethodNotAllowedError, ServeAppError, StageUnavailableError, UnknownPathError, describe
+from serve_app.generation import Generator
+from serve_app.metrics import CONTENT_TYPE, IngressMetrics
+from serve_app.request_id import EchoRequestId, request_id_of
+from serve_app.settings import AppSettings
+from serve_app.stages import Backend
+
+GENERATE_PATH = "/flux-ipadapter-faceid"
+
+
+def make_app(
+    *,
+    backend: Backend,
+    settings: AppSettings,
+    profile: ModelProfile,
+    metrics: IngressMetrics,
+    echo_request_id: bool = True,
+) -> FastAPI:
+    """The application.
+
+    Args:
+        backend: the stages behind it.
+        settings: limits, defaults and prices.
+        profile: the model that is served.
+        metrics: where requests are counted.
+        echo_request_id: answer with ``X-Request-Id``. Off where a proxy in front already does, as Ray Serve's.
+    """
+    generator = Generator(backend=backend, settings=settings, profile=profile, metrics=metrics)
+    app = FastAPI(
+        title="Likeness",
+        summary="The same person in a new picture.",
+        description=openapi.description(profile),
+        version=openapi.version(),
+        redoc_url=None,
+        middleware=[Middleware(EchoRequestId)] if echo_request_id else [],
+        exception_handlers={HTTPException: _http_error, Exception: _unexpected_error},
+    )
+
+    @app.get("/", include_in_schema=False)
+    async def index() -> dict[str, Any]:
+        return {"service": "likeness", "model": profile.name, "generate": f"POST {GENERATE_PATH}", "docs": "/docs"}
+
+    @app.post(GENERATE_PATH, tags=["pictures"], **openapi.generation_route(profile))
+    async def generate(request: Request) -> Response:
+        """Draw the person of the reference picture as the prompt says."""
+        return await generator.respond(request)
+
+    @app.get("/v1/models", tags=["service"])
+    async def models() -> ModelList:
+        """The model that is served: sizes, limits, licence."""
+        return ModelList(data=[_model_card(profile, settings)])
+
+    @app.get("/health", tags=["service"])
+    async def health() -> HealthAnswer:
+        """Whether this process is alive. Says nothing about the stages behind it; see `/ready`."""
+        return HealthAnswer()
+
+    @app.get("/ready", tags=["service"], response_model=ReadyAnswer, responses=openapi.READY_RESPONSES)
+    async def ready(request: Request) -> Response:
+        """Whether every stage can serve."""
+        statuses = await backend.statuses()
+        stages = [StageBody(name=s.name, is_ready=s.is_ready, reason=s.reason).model_dump() for s in statuses]
+        waiting = [f"{s.name} ({s.reason})" for s in statuses if not s.is_ready]
+        if not waiting:
+            return JSONResponse({"is_ready": True, "stages": stages})
+        reply = describe(
+            StageUnavailableError(f"not ready: {', '.join(waiting)}"), request_id=request_id_of(request.scope)
+        )
+        reply.body["details"]["stages"] = stages
+        return JSONResponse(reply.body, status_code=reply.status, headers=reply.headers)
+
+    @app.get("/metrics", tags=["service"], response_class=Response, responses=openapi.METRICS_RESPONSES)
+    async def prometheus() -> Response:
+        """This replica's counters in the Prometheus text format."""
+        return Response(metrics.render(), headers={"Content-Type": CONTENT_TYPE})
+
+    return app
+
+
+def _model_card(profile: ModelProfile, settings: AppSettings) -> ModelCard:
+    size, limits, http, licence = profile.size, profile.limits, settings.limits, profile.licence
+    return ModelCard(
+        id=profile.name,
+        title=profile.title,
+        size=SizeBody(
+            native_width=size.native_width_px,
+            native_height=size.native_height_px,
+            draws_at=size.draw,
+            multiple_of=SIZE_STEP_PX,
+            min_side=size.min_side_px,
+            max_side=size.max_side_px,
+            max_pixels=size.max_pixels,
+        ),
+        limits=LimitsBody(
+            max_prompt_chars=limits.max_prompt_chars,
+            max_steps=limits.max_num_steps,
+            max_cfg=limits.max_cfg,
+            max_guidance=limits.max_guidance,
+            max_body_bytes=http.max_body_bytes,
+            max_reference_bytes=http.max_reference_bytes,
+            max_reference_pixels=http.max_reference_pixels,
+            request_timeout_s=http.request_timeout_s,
+        ),
+        licence=LicenceBody(
+            name=licence.name, url=licence.url, is_commercial_use_allowed=licence.is_commercial_use_allowed
+        ),
+    )
+
+
+async def _http_error(request: Request, error: Exception) -> Response:
+    """What the router itself refuses, in the contract's form."""
+    assert isinstance(error, HTTPException)
+    ours: ServeAppError | HTTPException = error
+    if error.status_code == 404:
+        ours = UnknownPathError("no such path; GET /docs shows what there is")
+    elif error.status_code == 405:
+        allowed = (error.headers or {}).get("Allow", "another method")
+        ours = MethodNotAllowedError(f"this path takes {allowed}, not {request.method}")
+    reply = describe(ours, request_id=request_id_of(request.scope))
+    return JSONResponse(reply.body, status_code=reply.status, headers={**(error.headers or {}), **reply.headers})
+
+
+async def _unexpected_error(request: Request, error: Exception) -> Response:
+    """A bug of ours: the server behind us logs it, the caller learns nothing of our insides."""
+    reply = describe(error, request_id=request_id_of(request.scope))
+    return JSONResponse(reply.body, status_code=reply.status, headers=reply.headers)

@@ -1,0 +1,59 @@
+"""One line of JSON for every picture request: what was asked in numbers, what came of it, where the time went.
+
+Never the prompt, the picture, or anything else a caller wrote in words.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import sys
+from typing import Any, Final
+
+REQUEST_LOGGER: Final = "serve_app.request"
+
+logger = logging.getLogger(REQUEST_LOGGER)
+
+
+@dataclasses.dataclass(kw_only=True, slots=True)
+class RequestRecord:
+    """What is known of a request so far. The only mutable object of a request's road through the ingress.
+
+    Attributes:
+        request_id: as in ``X-Request-Id``.
+        started_s: on the clock of whoever made the record.
+        outcome: ``ok``, ``cancelled`` or the error's class.
+        status: HTTP status; 499 where the caller went away.
+        num_body_bytes: size of the request's body.
+        asked: the request's numbers (sizes, steps, seed …), never its words.
+        stages_s: wall-clock seconds by stage.
+    """
+
+    request_id: str
+    started_s: float
+    outcome: str = ""
+    status: int = 0
+    num_body_bytes: int = 0
+    asked: dict[str, Any] = dataclasses.field(default_factory=dict)
+    stages_s: dict[str, float] = dataclasses.field(default_factory=dict)
+    cost_usd: float = 0.0
+    device_s: float = 0.0
+    num_replays: int = 0
+
+    def log(self) -> None:
+        """Write the line."""
+        fields = dataclasses.asdict(self)
+        del fields["started_s"]
+        fields["stages_s"] = {name: round(seconds, 4) for name, seconds in self.stages_s.items()}
+        logger.info(json.dumps({"event": "request", **fields}, separators=(",", ":")))
+
+
+def log_to_stdout() -> None:
+    """Send the request log to this process's standard output, one bare line each. Idempotent."""
+    if not logger.handlers:
+        handler = logging.StreamHandler(sys.stdout)
+        handler.setFormatter(logging.Formatter("%(message)s"))
+        logger.addHandler(handler)
+        logger.setLevel(logging.INFO)
+        logger.propagate = False

@@ -1,0 +1,164 @@
+"""What passes between the deployments, and what the ingress needs of them. Plain data; no Ray, no torch.
+
+Everything here is pickled between processes, so it stays small: a crop of 224×224 or one embedding travels to the
+Flux replica, never the caller's picture, and an encoded file travels back, never raw pixels.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Final, Literal, Protocol
+
+from engine.request import ImageRequest, Reference, StageSeconds
+
+INGRESS: Final = "Ingress"
+FACE_STAGE: Final = "FaceStage"
+FLUX_REPLICA: Final = "FluxReplica"
+DEPLOYMENTS: Final = (INGRESS, FACE_STAGE, FLUX_REPLICA)
+"""Names of the three deployments, in the order of a request's road."""
+
+FacePolicy = Literal["prefer", "require", "ignore"]
+FaceProvider = Literal["CPU", "GPU"]
+PictureFormat = Literal["jpeg", "png", "webp"]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class FaceJob:
+    """A reference picture as it came in.
+
+    Attributes:
+        data: the encoded picture.
+        media_type: what the caller says it is.
+        policy: what to do about faces.
+        provider: where the caller wants it encoded.
+    """
+
+    data: bytes
+    media_type: str
+    policy: FacePolicy
+    provider: FaceProvider
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class FaceBox:
+    """A face in the reference picture, in pixels after EXIF orientation; ``confidence`` from 0 to 1."""
+
+    left_px: int
+    top_px: int
+    width_px: int
+    height_px: int
+    confidence: float
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class FaceResult:
+    """A reference picture, ready for the engine.
+
+    Attributes:
+        reference: the crop, or its embedding.
+        provider: where the embedding is computed; ``GPU`` where the reference is a crop.
+        box: the face that was chosen, ``None`` where the whole picture was taken.
+        warning: a sentence for the caller, empty where all went as asked.
+        width_px, height_px: size of the picture as it came in, after EXIF orientation.
+        is_cached: whether it had been prepared before.
+        elapsed_s: seconds the stage took.
+    """
+
+    reference: Reference
+    provider: FaceProvider
+    box: FaceBox | None
+    warning: str
+    width_px: int
+    height_px: int
+    is_cached: bool
+    elapsed_s: float
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class PictureEncoding:
+    """How to write the finished picture. ``quality`` is that of JPEG and WebP, 1 to 100; PNG is lossless."""
+
+    format: PictureFormat
+    quality: int
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class DrawJob:
+    """A picture to draw and how to write it."""
+
+    request: ImageRequest
+    encoding: PictureEncoding
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class EngineWork:
+    """What an engine did since its replica last told; told exactly once, so sums over all results are true.
+
+    Attributes:
+        num_steps: forward passes of the whole batch.
+        num_sample_steps: steps summed over the requests in them; divided by ``num_steps``, the mean batch size.
+        device_s: seconds the device was busy, also for requests that were cancelled or failed.
+    """
+
+    num_steps: int
+    num_sample_steps: int
+    device_s: float
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class DrawResult:
+    """A finished picture.
+
+    Attributes:
+        data: the encoded picture.
+        drawn_width_px, drawn_height_px: size the network drew at.
+        stages: wall-clock seconds in the engine's stages.
+        compress_s: seconds for writing the file.
+        device_s: seconds of the device this request is charged for.
+        device_name: such as ``NVIDIA H100 80GB HBM3``, or ``CPU``.
+        work: what the engine did since its last result.
+    """
+
+    data: bytes
+    drawn_width_px: int
+    drawn_height_px: int
+    stages: StageSeconds
+    compress_s: float
+    device_s: float
+    device_name: str
+    work: EngineWork
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class StageStatus:
+    """Whether a stage can serve, and if not, why, in words for an operator's eyes at a load balancer."""
+
+    name: str
+    is_ready: bool
+    reason: str = ""
+
+
+class Backend(Protocol):
+    """The stages behind the ingress."""
+
+    async def prepare(self, job: FaceJob) -> FaceResult:
+        """Find the face, crop and where asked encode it.
+
+        Raises:
+            ReferenceImageError: the picture can't be used.
+            StageUnavailableError: the stage can't be reached.
+        """
+        ...
+
+    async def draw(self, job: DrawJob) -> DrawResult:
+        """Draw one picture. Cancelling the awaiting task frees the device at the next step.
+
+        Raises:
+            EngineError: see :mod:`engine.errors`.
+            StageUnavailableError: the stage can't be reached.
+        """
+        ...
+
+    async def statuses(self) -> tuple[StageStatus, ...]:
+        """How every stage is; never raises."""
+        ...

@@ -1,0 +1,144 @@
+"""An HTTP client for the ingress without a server, and stages that run in this process."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import dataclasses
+import functools
+import io
+from collections.abc import Callable
+from typing import Any
+
+import httpx
+from fastapi import FastAPI
+from PIL import Image
+
+from engine.fake import FakeEngine
+from engine.profile import ModelProfile, load_profile
+from serve_app.face_stage import FaceStage, open_tools
+from serve_app.flux_replica import FluxReplica, OpenEngine
+from serve_app.ingress import make_app
+from serve_app.metrics import IngressMetrics
+from serve_app.sample import SAMPLE_FACE_URL
+from serve_app.settings import AppSettings
+from serve_app.stages import DEPLOYMENTS, DrawJob, DrawResult, FaceJob, FaceResult, StageStatus
+
+FAKE_SETTINGS = {
+    "profile": "embedded",
+    "engine": {"kind": "fake", "step_s": 0.002, "device_name": "NVIDIA L40S"},
+    "face": {"cpu_encoder": False},
+    "prices": {"usd_per_hour": {"L40S": 1.98}},
+}
+URL = "/flux-ipadapter-faceid"
+
+
+def picture_url(colour: tuple[int, int, int] = (200, 150, 120), *, format_: str = "PNG", side_px: int = 32) -> str:
+    """A data URL of a plain picture."""
+    return data_url(picture(colour, format_=format_, side_px=side_px), f"image/{format_.lower()}")
+
+
+def picture(colour: tuple[int, int, int] = (200, 150, 120), *, format_: str = "PNG", side_px: int = 32) -> bytes:
+    """A plain picture as a file."""
+    buffer = io.BytesIO()
+    Image.new("RGB", (side_px, side_px), colour).save(buffer, format=format_)
+    return buffer.getvalue()
+
+
+def data_url(data: bytes, media_type: str = "image/png") -> str:
+    """Any bytes as a data URL."""
+    return f"data:{media_type};base64,{base64.b64encode(data).decode()}"
+
+
+def body(**changes: Any) -> dict[str, Any]:
+    """A good request, small and quick, with changes; a value of ``...`` leaves the field out."""
+    fields = {"prompt": "a portrait", "reference_image": SAMPLE_FACE_URL, "width": 128, "height": 96, "steps": 2}
+    return {name: value for name, value in (fields | changes).items() if value is not ...}
+
+
+@dataclasses.dataclass(kw_only=True)
+class StagesInProcess:
+    """A :class:`serve_app.stages.Backend`: the real stages, the replica's around a fake engine.
+
+    Attributes:
+        prepare_error, draw_error: raised instead of an answer.
+        not_ready: stages that say so.
+    """
+
+    engine: FakeEngine
+    face_stage: FaceStage
+    replica: FluxReplica
+    prepare_error: BaseException | None = None
+    draw_error: BaseException | None = None
+    not_ready: frozenset[str] = frozenset()
+    drawn: list[DrawJob] = dataclasses.field(default_factory=list)
+    prepared: list[FaceJob] = dataclasses.field(default_factory=list)
+
+    async def prepare(self, job: FaceJob) -> FaceResult:
+        self.prepared.append(job)
+        if self.prepare_error is not None:
+            raise self.prepare_error
+        return await self.face_stage.prepare(job)
+
+    async def draw(self, job: DrawJob) -> DrawResult:
+        self.drawn.append(job)
+        if self.draw_error is not None:
+            raise self.draw_error
+        return await self.replica.draw(job)
+
+    async def statuses(self) -> tuple[StageStatus, ...]:
+        return tuple(
+            StageStatus(name=name, is_ready=name not in self.not_ready, reason="starting" * (name in self.not_ready))
+            for name in DEPLOYMENTS
+        )
+
+
+@dataclasses.dataclass(kw_only=True)
+class Service:
+    """The application, its stages, and a client for it."""
+
+    app: FastAPI
+    stages: StagesInProcess
+    client: httpx.AsyncClient
+    metrics: IngressMetrics
+    profile: ModelProfile
+
+    async def draw(self, headers: dict[str, str] | None = None, **changes: Any) -> httpx.Response:
+        """POST a good request with changes."""
+        return await self.client.post(URL, json=body(**changes), headers=headers or {})
+
+
+def with_service(test: Callable[[Service], Any], **changes: Any) -> None:
+    """Run an async test against a fresh service, with changes to its settings."""
+
+    async def run() -> None:
+        settings = AppSettings.model_validate(FAKE_SETTINGS | changes)
+        profile = settings.load_profile()
+        assert settings.engine.kind == "fake"
+        engine = FakeEngine(profile, step_s=settings.engine.step_s)
+        tools = functools.partial(
+            open_tools, profile_name=settings.profile, model_dir="", settings=settings.face, limits=settings.limits
+        )
+        face_stage = FaceStage(tools, cache_bytes=settings.face.cache_bytes)
+        replica = FluxReplica(lambda: OpenEngine(engine=engine, device_name=settings.engine.device_name))
+        stages = StagesInProcess(engine=engine, face_stage=face_stage, replica=replica)
+        metrics = IngressMetrics(replica="test")
+        app = make_app(backend=stages, settings=settings, profile=profile, metrics=metrics)
+        transport = httpx.ASGITransport(app=app, raise_app_exceptions=False)
+        async with httpx.AsyncClient(transport=transport, base_url="http://likeness") as client:
+            await test(Service(app=app, stages=stages, client=client, metrics=metrics, profile=profile))
+        await replica.close()
+
+    asyncio.run(run())
+
+
+async def until(condition: Callable[[], object], *, timeout_s: float = 20.0) -> None:
+    """Wait for a condition that nothing announces; a test that waits in vain ends here."""
+    async with asyncio.timeout(timeout_s):
+        while not condition():  # noqa: ASYNC110
+            await asyncio.sleep(0.002)
+
+
+def embedded_profile() -> ModelProfile:
+    """The small profile."""
+    return load_profile("embedded")

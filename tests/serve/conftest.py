@@ -1,0 +1,152 @@
+"""One local Ray for the session, and the real application on it, reached through real HTTP."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import re
+import secrets
+import shutil
+import socket
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from serve_app.settings import AppSettings
+from tests.asgi import FAKE_SETTINGS, URL, body
+from tests.bad_input import LIMITS
+
+DEFAULTS: dict[str, Any] = FAKE_SETTINGS | {"limits": LIMITS | {"request_timeout_s": 60.0}}
+"""A fake engine of 10 ms a step behind the real face stage."""
+DEFAULTS["engine"] = {"kind": "fake", "step_s": 0.01, "device_name": "NVIDIA L40S"}
+
+CPU_PER_REPLICA = {"Ingress": 0.1, "FaceStage": 0.1, "FluxReplica": 0.1}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RunningService:
+    """An application that is ready.
+
+    Attributes:
+        app_name: its name in Serve.
+        client: for its address.
+        port: where its proxy listens on 127.0.0.1.
+    """
+
+    app_name: str
+    client: httpx.Client
+    port: int
+
+    def draw(self, headers: dict[str, str] | None = None, **changes: Any) -> httpx.Response:
+        """POST a good request with changes."""
+        return self.client.post(URL, json=body(**changes), headers=headers or {})
+
+    def metric(self, name: str, **labels: str) -> float:
+        """A sum of samples of ``/metrics`` that carry these labels."""
+        total = 0.0
+        for line in self.client.get("/metrics").text.splitlines():
+            found = re.fullmatch(rf"{name}\{{(.*)\}} (\S+)", line)
+            if found and all(f'{key}="{value}"' in found[1] for key, value in labels.items()):
+                total += float(found[2])
+        return total
+
+    def replica_pids(self, deployment: str) -> set[int]:
+        """Processes of a deployment's replicas. The application's name is unique on this machine."""
+        title = re.compile(rf"ray::ServeReplica:{self.app_name}:{deployment}(\..*)?")  # and what it is doing
+        return {int(p.parent.name) for p in Path("/proc").glob("[0-9]*/cmdline") if title.fullmatch(_title(p))}
+
+
+def _title(path: Path) -> str:
+    try:
+        return path.read_bytes().rstrip(b"\0 ").decode(errors="replace")
+    except OSError:  # it ended meanwhile
+        return ""
+
+
+def until(condition: Callable[[], bool], *, timeout_s: float = 30.0) -> None:
+    """Wait for a condition; fails where it never comes."""
+    deadline_s = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline_s, "it never came"
+        time.sleep(0.05)
+
+
+def free_port() -> int:
+    """A port nobody listens on now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@pytest.fixture(scope="session")
+def serve_port() -> Iterator[int]:
+    """A Ray of our own with Serve on it, on a free port. Ends with the session, and touches no other Ray."""
+    variables = {"RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0", "RAY_GRAFANA_HOST": "0"}
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in variables.items():
+            patch.setenv(name, value)
+        patch.delenv("RAY_ADDRESS", raising=False)
+        # Ray's own folder would be shared with every other Ray of the machine; socket paths must stay short.
+        folder = tempfile.mkdtemp(prefix="likeness-", dir="/tmp")
+        import ray
+        from ray import serve
+
+        port = free_port()
+        ray.init(
+            address="local",
+            num_cpus=4,
+            include_dashboard=False,
+            object_store_memory=128 * 2**20,
+            log_to_driver=False,
+            logging_level="WARNING",
+            _temp_dir=folder,
+            _node_ip_address="127.0.0.1",
+        )
+        try:
+            serve.start(http_options={"host": "127.0.0.1", "port": port})
+            yield port
+        finally:
+            serve.shutdown()
+            ray.shutdown()
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+DeployService = Callable[..., RunningService]
+
+
+@pytest.fixture(scope="session")
+def deploy_service(serve_port: int) -> Iterator[DeployService]:
+    """Deploys the application with any settings, in place of the one before; returns when it is ready.
+
+    Costs nothing where the same settings are deployed already.
+    """
+    from ray import serve
+
+    from serve_app.app import build
+
+    app_name = f"likeness-{secrets.token_hex(4)}-{os.getpid()}"
+
+    with httpx.Client(base_url=f"http://127.0.0.1:{serve_port}", timeout=60.0, trust_env=False) as client:
+        deployed: dict[str, Any] = {}
+
+        def deploy(settings: dict[str, Any] | None = None) -> RunningService:
+            nonlocal deployed
+            if deployed != (wanted := settings or DEFAULTS):
+                application = build(AppSettings.model_validate(wanted))
+                serve.run(application, name=app_name, route_prefix="/")
+                until(lambda: client.get("/ready").status_code == 200)
+                deployed = wanted
+            return RunningService(app_name=app_name, client=client, port=serve_port)
+
+        yield deploy
+
+
+@pytest.fixture
+def service(deploy_service: DeployService) -> RunningService:
+    """The application with :data:`DEFAULTS`, for every test that needs nothing else."""
+    return deploy_service()

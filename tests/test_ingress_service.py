@@ -1,0 +1,121 @@
+"""The routes beside the picture: health, readiness, models, metrics and the documentation, which must be true."""
+
+from __future__ import annotations
+
+from prometheus_client.parser import text_string_to_metric_families
+
+from serve_app.contract import ModelList
+from serve_app.errors import ANSWERS
+from serve_app.stages import DEPLOYMENTS, FLUX_REPLICA
+from tests.asgi import URL, Service, with_service
+
+
+def test_health_knows_nothing_of_the_stages() -> None:
+    async def test(service: Service) -> None:
+        service.stages.not_ready = frozenset(DEPLOYMENTS)
+        response = await service.client.get("/health")
+        assert (response.status_code, response.json()) == (200, {"status": "alive"})
+
+    with_service(test)
+
+
+def test_ready_names_the_stage_that_is_not() -> None:
+    async def test(service: Service) -> None:
+        response = await service.client.get("/ready")
+        assert response.status_code == 200
+        assert [stage["name"] for stage in response.json()["stages"]] == list(DEPLOYMENTS)
+        service.stages.not_ready = frozenset({FLUX_REPLICA})
+        response = await service.client.get("/ready")
+        answer = response.json()
+        assert (response.status_code, answer["type"]) == (503, "StageUnavailableError")
+        assert answer["error"] == "not ready: FluxReplica (starting)"
+        assert [stage["is_ready"] for stage in answer["details"]["stages"]] == [True, True, False]
+        assert response.headers["retry-after"].isdigit()
+
+    with_service(test)
+
+
+def test_models_are_the_profile() -> None:
+    async def test(service: Service) -> None:
+        models = ModelList.model_validate((await service.client.get("/v1/models")).json())
+        (card,) = models.data
+        profile = service.profile
+        assert (card.id, card.title) == (profile.name, profile.title)
+        assert (card.size.native_width, card.size.native_height) == (256, 256)
+        assert card.limits.max_steps == profile.limits.max_num_steps
+        assert card.licence.name == profile.licence.name
+
+    with_service(test)
+
+
+def test_the_index_leads_to_the_docs() -> None:
+    async def test(service: Service) -> None:
+        index = (await service.client.get("/")).json()
+        assert (await service.client.get(index["docs"])).status_code == 200
+        assert index["generate"] == f"POST {URL}"
+
+    with_service(test)
+
+
+def test_metrics_count_what_happened() -> None:
+    async def test(service: Service) -> None:
+        await service.draw(steps=5)
+        await service.draw(headers={"Accept": "application/json"}, steps=5)
+        await service.draw(width=1000)
+        response = await service.client.get("/metrics")
+        assert response.headers["content-type"].startswith("text/plain")
+        samples = {
+            (sample.name, *(value for name, value in sorted(sample.labels.items()) if name != "replica")): sample.value
+            for family in text_string_to_metric_families(response.text)
+            for sample in family.samples
+        }
+        assert all(
+            sample.labels["replica"] == "test"
+            for family in text_string_to_metric_families(response.text)
+            for sample in family.samples
+        )
+        assert samples["likeness_requests_total", "ok", "200"] == 2
+        assert samples["likeness_requests_total", "InvalidRequestError", "400"] == 1
+        assert samples["likeness_images_total", "image/jpeg"] == 1
+        assert samples["likeness_images_total", "application/json"] == 1
+        assert samples["likeness_engine_steps_total",] == 10
+        assert samples["likeness_engine_sample_steps_total",] == 10
+        assert abs(samples["likeness_device_seconds_total", "NVIDIA L40S"] - 0.02) < 1e-9
+        assert abs(samples["likeness_cost_usd_total",] - 0.02 * 1.98 / 3600) < 1e-12
+        assert samples["likeness_stage_seconds_count", "total"] == 2
+        assert samples["likeness_in_flight",] == 0
+
+    with_service(test)
+
+
+def test_the_documented_requests_run_and_their_answers_are_documented() -> None:
+    async def test(service: Service) -> None:
+        spec = (await service.client.get("/openapi.json")).json()
+        route = spec["paths"][URL]["post"]
+        content = route["requestBody"]["content"]["application/json"]
+        assert content["schema"]["properties"]["width"]["maximum"] == service.profile.size.max_side_px
+        for example in content["examples"].values():
+            response = await service.client.post(URL, json=example["value"])
+            assert response.status_code == 200, response.text
+            assert response.headers["content-type"] in route["responses"]["200"]["content"]
+            assert {name.lower() for name in route["responses"]["200"]["headers"]} - {"x-warning"} <= set(
+                response.headers
+            )
+
+    with_service(test)
+
+
+def test_every_error_of_the_picture_route_is_documented_with_its_status() -> None:
+    async def test(service: Service) -> None:
+        responses = (await service.client.get("/openapi.json")).json()["paths"][URL]["post"]["responses"]
+        documented = {
+            (int(status), name)
+            for status, response in responses.items()
+            if status != "200"
+            for name in response["content"]["application/json"]["examples"]
+        }
+        expected = {(answer.status, error.__name__) for error, answer in ANSWERS.items()} | {(500, "InternalError")}
+        expected -= {(404, "UnknownPathError"), (405, "MethodNotAllowedError"), (400, "ReferenceImageError")}
+        assert documented == expected
+
+    with_service(test)
