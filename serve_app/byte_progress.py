@@ -11,7 +11,8 @@ from typing import TextIO
 from engine.weights.report import human_bytes
 from serve_app.progress import CLEAR_LINE, REDRAW_S
 
-BAR_WIDTH = 20
+MAX_BAR_WIDTH = 24
+MIN_BAR_WIDTH = 6
 
 
 class ByteProgress:
@@ -65,15 +66,20 @@ class ByteProgress:
         self._drawn_s = self._clock()
         if self._is_terminal:
             # A wrapped line could not be erased.
-            self._stream.write(CLEAR_LINE + self._line()[: shutil.get_terminal_size().columns - 1])
+            self._stream.write(CLEAR_LINE + self._line(shutil.get_terminal_size().columns - 1))
             self._stream.flush()
 
-    def _line(self) -> str:
+    def _line(self, width: int) -> str:
+        """Numbers first; the bar gets what room they leave."""
         share = self._done_bytes / self._total_bytes if self._total_bytes else 1.0
-        filled = int(share * BAR_WIDTH)
-        amounts = f"{human_bytes(self._done_bytes)} of {human_bytes(self._total_bytes)}"
-        bar = "[" + "=" * filled + " " * (BAR_WIDTH - filled) + "]"
-        return f"{self._text} {bar} {share:4.0%}  {amounts}{self._speed()}"
+        done, total = human_bytes(self._done_bytes), human_bytes(self._total_bytes)
+        if done.split()[1] == total.split()[1]:
+            done = done.split()[0]
+        line = f"{self._text} {share:4.0%}  {done} of {total}{self._speed()}"
+        bar_width = min(MAX_BAR_WIDTH, width - len(line) - len(" []"))
+        if bar_width >= MIN_BAR_WIDTH:
+            line += " [" + ("=" * int(share * bar_width)).ljust(bar_width) + "]"
+        return line[:width]
 
     def _speed(self) -> str:
         seconds = self._drawn_s - self._began_s

@@ -152,7 +152,7 @@ def test_a_connection_that_stays_broken_and_the_run_after_it(
     hub.cuts = [30_000] + [0] * (download.MAX_ATTEMPTS - 1)
     assert pull(tmp_path, *ACCEPT) == 4
     printed = capsys.readouterr().err
-    assert "30 kB are kept, next attempt in 0 s" in printed
+    assert "flux1-dev.safetensors: no connection, 30 kB are kept, next attempt in 0 s" in printed
     assert printed.splitlines()[-1].endswith("run the command again")
     hub.seen.clear()
     assert pull(tmp_path, *ACCEPT) == 0
@@ -304,16 +304,20 @@ class Clock:
         return self.now_s
 
 
-def test_the_bar_shows_share_amount_speed_and_time_left() -> None:
+def test_the_bar_shows_share_amount_speed_and_time_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
     stream, clock = Terminal(), Clock()
     with ByteProgress(stream, clock=clock) as progress:
         progress.begin("flux1-dev.safetensors", done_bytes=2_000_000_000, total_bytes=12_000_000_000)
         clock.now_s = 10.0
         progress.advance(1_000_000_000)
         line = stream.getvalue().rpartition("\r\x1b[2K")[2]
-        assert line.startswith("flux1-dev.safetensors [=====               ]  25%  3.0 GB of 12.0 GB")
+        assert line.startswith("flux1-dev.safetensors  25%  3.0 of 12.0 GB  100.0 MB/s  90 s left [==  ")
         assert len(line) <= 79
-        assert progress._speed() == "  100.0 MB/s  90 s left"
+        progress.advance(-3_000_000_000)  # from the beginning again: the speed until here says nothing
+        clock.now_s = 20.0
+        progress.advance(500_000_000)
+        assert "   4%  500.0 MB of 12.0 GB  50.0 MB/s  4 min left" in stream.getvalue().rpartition("\r\x1b[2K")[2]
     assert stream.getvalue().endswith("\r\x1b[2K")
 
 

@@ -100,7 +100,7 @@ class Downloader:
                     raise
                 wait_s = FIRST_WAIT_S * 2 ** (attempt - 1)
                 kept = f", {human_bytes(mark)} are kept" if mark else ""
-                self._reporter.note(f"{what}: {type(error).__name__}{kept}, next attempt in {wait_s:.0f} s")
+                self._reporter.note(f"{what}: {error.what}{kept}, next attempt in {wait_s:.0f} s")
                 self._sleep(wait_s)
 
 

@@ -30,9 +30,11 @@ class PullError(Exception):
 
     Attributes:
         is_passing: whether the same request may well succeed a little later.
+        what: what happened, in a few words, for those that pass.
     """
 
     is_passing: ClassVar[bool] = False
+    what: ClassVar[str] = ""
 
 
 class NothingToPullError(PullError):
@@ -79,6 +81,7 @@ class HubUnreachableError(PullError):
     """No connection, or one that broke."""
 
     is_passing = True
+    what = "no connection"
 
 
 class HubOfflineError(HubUnreachableError):
@@ -91,12 +94,14 @@ class HubBusyError(PullError):
     """The hub limits how often it is asked."""
 
     is_passing = True
+    what = "the hub is busy"
 
 
 class HubFailedError(PullError):
     """An error of the hub's own, or an answer that makes no sense."""
 
     is_passing = True
+    what = "the hub failed"
 
 
 class WrongContentError(PullError):
