@@ -31,8 +31,8 @@ STYLE_ODDS: dict[Sex, tuple[float, ...]] = {
 # Spread of each face region's shape weights (standard deviation; weights are cut at ±1). Chosen by looking at sheets:
 # as wide as faces stay faces.
 SPREAD = {
-    "head": 0.26, "forehead": 0.36, "eye": 0.38, "eyebrows": 0.55, "nose": 0.48, "mouth": 0.40, "chin": 0.42,
-    "cheek": 0.42, "ear": 0.35, "neck": 0.15, "asym": 0.12,
+    "head": 0.30, "forehead": 0.40, "eye": 0.43, "eyebrows": 0.60, "nose": 0.53, "mouth": 0.44, "chin": 0.47,
+    "cheek": 0.47, "ear": 0.38, "neck": 0.15, "asym": 0.14,
 }  # fmt: skip
 _OPPOSITES = (
     ("decr", "incr"), ("down", "up"), ("in", "out"), ("backward", "forward"), ("concave", "convex"),
@@ -164,13 +164,13 @@ def sample_person(data_seed: int, index: int, local_names: tuple[str, ...]) -> P
     sex: Sex = "woman" if rng.random() < 0.5 else "man"
     woman = sex == "woman"
     age_years = int(rng.choice([rng.integers(18, 33), rng.integers(33, 58), rng.integers(58, 81)], p=[0.5, 0.32, 0.18]))
-    origins = rng.dirichlet([0.45, 0.45, 0.45])
+    origins = rng.dirichlet([0.35, 0.35, 0.35])
     skin_tone = float(np.clip(origins @ [0.83, 0.36, 0.20] + rng.normal(0, 0.13), 0, 1))
     macro = Macro(
-        femininity=float(rng.uniform(0.85, 1.0) if woman else rng.uniform(0.0, 0.12)),
+        femininity=float(rng.uniform(0.75, 1.0) if woman else rng.uniform(0.0, 0.18)),
         oldness=float(np.clip((age_years - 25) / 65, 0, 1)),
         muscle=float(rng.uniform(0.35, 0.7)),
-        weight=float(np.clip(rng.normal(0.5, 0.17), 0.15, 0.95)),
+        weight=float(np.clip(rng.normal(0.5, 0.2), 0.1, 0.95)),
         african=float(origins[0]),
         asian=float(origins[1]),
         caucasian=float(origins[2]),

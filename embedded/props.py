@@ -78,9 +78,9 @@ def glasses(kind: str, left_eye: Floats, right_eye: Floats, front_z: float, shel
     middle = (left_eye + right_eye) / 2
     gap = float(left_eye[0] - right_eye[0])
     power, half_width, half_height, thick = {
-        "round glasses": (2.0, 0.235, 0.225, 0.016),
-        "glasses": (4.5, 0.255, 0.175, 0.022),
-        "sunglasses": (3.2, 0.275, 0.215, 0.022),
+        "round glasses": (2.0, 0.235, 0.225, 0.012),
+        "glasses": (4.5, 0.255, 0.175, 0.016),
+        "sunglasses": (3.2, 0.275, 0.215, 0.018),
     }[kind]
     half_width = min(half_width, gap / 2 - 0.045)
     angle = np.linspace(0, 2 * np.pi, 40, endpoint=False)

@@ -142,8 +142,8 @@ class Scene:
 
 _POSE_ANGLES: dict[Pose, tuple[tuple[float, float], tuple[float, float]]] = {  # (yaw range, pitch range)
     "front": ((-7, 7), (-5, 5)),
-    "left": ((-29, -16), (-5, 5)),
-    "right": ((16, 29), (-5, 5)),
+    "left": ((-27, -16), (-5, 5)),
+    "right": ((16, 27), (-5, 5)),
     "up": ((-7, 7), (10, 16)),
     "down": ((-7, 7), (-16, -10)),
 }
@@ -174,7 +174,7 @@ def sample_scene(data_seed: int, person: Person, view: int) -> Scene:
         roll_deg=float(rng.normal(0, 2.5)),
         gaze_deg=(float(rng.normal(0, 3)), float(rng.normal(0, 2))),
         expression=str(rng.choice(list(EXPRESSIONS), p=EXPRESSION_ODDS)),
-        expression_strength=float(rng.uniform(0.75, 1.0)),
+        expression_strength=float(rng.uniform(0.65, 0.95)),
         light=str(rng.choice(list(LIGHTS), p=LIGHT_ODDS)),
         light_turn_deg=float(rng.normal(0, 6)),
         exposure=float(rng.uniform(0.9, 1.12)),
