@@ -107,8 +107,10 @@ def install(outer, is_dev):
     pip = [inner, "-m", "pip"] if Interpreter(inner).has_pip else [outer.path, "-m", "pip", "--python", inner]
     what = str(ROOT) + ("[dev]" if is_dev else "")
     say("Installing the pinned dependencies. The first time they are downloaded, which takes minutes …")
-    options = ["--disable-pip-version-check", "--constraint", str(ROOT / "constraints.txt")]
+    options = ["--disable-pip-version-check", "--no-compile", "--constraint", str(ROOT / "constraints.txt")]
     run([*pip, "install", *options, *os.environ.get("PIP_ARGS", "").split(), "--editable", what])
+    say("Compiling …")  # pip would do it on one core; a file that can't be compiled (a template) is no error
+    subprocess.call([inner, "-m", "compileall", "-q", "-q", "-j", "0", str(VENV / "lib")])
 
 
 def venv_python():
