@@ -31,18 +31,21 @@ def rope(ids: Tensor, axes_dim: tuple[int, ...], theta: int) -> Tensor:
         ids: (B, S, len(axes_dim)) positions.
 
     Returns:
-        (2, B, S, 1, head_dim / 2) float32: cosines and sines, broadcast over heads. Angles are taken in float64.
+        (B, S, 1, head_dim / 2) complex64: e^{i·angle}, broadcast over heads. Angles are taken in float64.
     """
     angles = []
     for axis, dim in enumerate(axes_dim):
         exponents = torch.arange(0, dim, 2, dtype=torch.float64, device=ids.device) / dim
         angles.append(ids[..., axis].to(torch.float64)[..., None] * theta**-exponents)
     angle = torch.cat(angles, dim=-1)[:, :, None]
-    return torch.stack((angle.cos(), angle.sin())).float()
+    return torch.polar(torch.ones_like(angle), angle).to(torch.complex64)
 
 
 def apply_rope(x: Tensor, pe: Tensor) -> Tensor:
-    """Rotate neighbouring channel pairs. ``x``: (B, S, H, head_dim); ``pe``: see :func:`rope`."""
-    cos, sin = pe
-    even, odd = x.float().unflatten(-1, (-1, 2)).unbind(-1)
-    return torch.stack((even * cos - odd * sin, even * sin + odd * cos), dim=-1).flatten(-2).type_as(x)
+    """Rotate neighbouring channel pairs. ``x``: (B, S, H, head_dim); ``pe``: see :func:`rope`.
+
+    A pair is a complex number and a rotation one product, in float32: two thirds fewer passes over memory than sines
+    and cosines apart.
+    """
+    pairs = torch.view_as_complex(x.float().unflatten(-1, (-1, 2)))
+    return torch.view_as_real(pairs * pe).flatten(-2).type_as(x)

@@ -13,10 +13,11 @@ from engine.weights.load import DTYPES, adapter_tokens, build
 
 ACTIVATION_WIDTHS = 34
 """Peak activations of a step, in multiples of tokens × hidden size × bytes a number: a single block's fused
-projections (7), its concatenated output (5), and rotary products in float32 (docs/log.md has the measurement)."""
+projections (7), its concatenated output (5), and rotary products in float32. A bound: the decoder's were larger."""
 
-DECODER_WIDTHS = 9
-"""Peak activations of the decoder, in multiples of pixels × widest full-resolution channels × bytes a number."""
+DECODER_WIDTHS = 6
+"""Peak activations of the decoder, in multiples of pixels × widest full-resolution channels × bytes a number. At
+1024² in bfloat16 an H200 showed 2.4 GiB, 4.8 of these (benchmarks/results/full_size_memory_h200.json)."""
 
 
 def memory_plan(
