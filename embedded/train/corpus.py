@@ -1,0 +1,115 @@
+"""Pictures, captions and identities as tensors on the device, so that a batch is a few index operations."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from embedded.people import Split
+from embedded.train.captions import Tokens, tokenise
+from engine.profile import ModelProfile
+
+LOADER_THREADS = 8
+
+# A detector's box from five points: fitted to libfacedetection's boxes of 240 drawn views; what is left is 12.5 px of
+# standard deviation in the side and 0.07–0.1 eye-to-mouth distances in the centre.
+BOX_SIDE_PER_EYE_MOUTH, BOX_SIDE_PX = 1.33, 62.9
+BOX_X_PER_NOSE, BOX_Y = -1.12, -0.23
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Corpus:
+    """One split of a data set on a device. V views an identity, C captions a view, N = identities · V.
+
+    Attributes:
+        images: (N, 256, 256, 3) uint8.
+        faces: (N, 3) float32: a face detector's square as centre x, centre y and side, in pixels.
+        tokens: captions as token ids.
+        num_views: V; views of one identity are neighbours.
+        records: what the pictures show (see :mod:`embedded.dataset`), in order.
+    """
+
+    images: Tensor
+    faces: Tensor
+    tokens: Tokens
+    num_views: int
+    records: list[dict[str, Any]]
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    @property
+    def num_identities(self) -> int:
+        """People."""
+        return len(self) // self.num_views
+
+    def another_view(self, rows: Tensor, generator: torch.Generator) -> Tensor:
+        """For each row one of the same identity's other views."""
+        if self.num_views < 2:
+            return rows
+        ahead = torch.randint(1, self.num_views, rows.shape, generator=generator, device=rows.device)
+        identity, view = rows // self.num_views, rows % self.num_views
+        return identity * self.num_views + (view + ahead) % self.num_views
+
+
+def whole_shards(folder: Path) -> list[Path]:
+    """The shards that are complete, by their image file, in order."""
+    views = sorted(folder.glob("views-*.jsonl"))
+    return [view.with_name(view.name.replace("views", "images")).with_suffix(".npy") for view in views]
+
+
+def load_pictures(shards: list[Path], device: torch.device) -> Tensor:
+    """All pictures of some shards, (N, 256, 256, 3) uint8, whatever their split. For training the autoencoder."""
+    with ThreadPoolExecutor(LOADER_THREADS) as pool:
+        return torch.cat(list(pool.map(lambda path: torch.from_numpy(np.load(path)).to(device), shards)))
+
+
+def load_corpus(folder: Path, split: Split, profile: ModelProfile, device: torch.device, *, seed: int) -> Corpus:
+    """Read one split of all whole shards.
+
+    Raises:
+        FileNotFoundError: no whole shard there.
+        ValueError: no picture of this split, or identities with different numbers of views.
+    """
+    shards = whole_shards(folder)
+    if not shards:
+        raise FileNotFoundError(f"no shards in {folder}; draw them with --stage data")
+    with ThreadPoolExecutor(LOADER_THREADS) as pool:
+        parts = list(pool.map(lambda path: _load_shard(path, split, device), shards))
+    records = [record for _, part in parts for record in part]
+    if not records:
+        raise ValueError(f"no {split} picture in {folder}: draw more identities")
+    counts = np.unique([record["identity"] for record in records], return_counts=True)[1]
+    if len(set(counts.tolist())) != 1:
+        raise ValueError(f"identities in {folder} have {sorted(set(counts.tolist()))} views; they must have as many")
+    points = torch.tensor([record["points_px"] for record in records], dtype=torch.float32)
+    return Corpus(
+        images=torch.cat([images for images, _ in parts]),
+        faces=face_squares(points).to(device),
+        tokens=tokenise([record["captions"] for record in records], profile, seed=seed).to(device),
+        num_views=int(counts[0]),
+        records=records,
+    )
+
+
+def face_squares(points_px: Tensor) -> Tensor:
+    """(N, 5, 2) eyes, nose, mouth corners → (N, 3): where a face detector's box lies, as centre and longer side."""
+    eyes, mouth, nose = points_px[:, :2].mean(1), points_px[:, 3:].mean(1), points_px[:, 2]
+    middle, reach = (eyes + mouth) / 2, (mouth - eyes).norm(dim=1)
+    x = middle[:, 0] + BOX_X_PER_NOSE * (nose - middle)[:, 0]
+    return torch.stack((x, middle[:, 1] + BOX_Y * reach, BOX_SIDE_PER_EYE_MOUTH * reach + BOX_SIDE_PX), dim=1)
+
+
+def _load_shard(path: Path, split: Split, device: torch.device) -> tuple[Tensor, list[dict[str, Any]]]:
+    lines = path.with_name(path.name.replace("images", "views")).with_suffix(".jsonl").read_text().splitlines()
+    records = [json.loads(line) for line in lines]
+    rows = [row for row, record in enumerate(records) if record["split"] == split]
+    images = np.load(path, mmap_mode="r")
+    return torch.from_numpy(np.ascontiguousarray(images[rows])).to(device), [records[row] for row in rows]

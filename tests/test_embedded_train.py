@@ -1,0 +1,336 @@
+"""Training of the embedded model in miniature: each stage runs, learns, stops, goes on, and hands over what it made."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from embedded.train import export
+from embedded.train.autoencoder import AutoencoderSettings, encoded, factors, train_autoencoder
+from embedded.train.batches import Batches, Drops, contrast
+from embedded.train.captions import token_ids
+from embedded.train.corpus import Corpus, load_corpus
+from embedded.train.distill import DistillSettings, distill, guided_velocity
+from embedded.train.flow import FlowSettings, train_flow
+from embedded.train.muon import Muon, orthogonalised
+from embedded.train.networks import Conditions, Learner, to_tokens
+from embedded.train.references import MARGIN, reference_crops
+from embedded.train.sample import conditions_for, draw, measured_on
+from embedded.train.world import World
+from engine.config import EngineConfig
+from engine.engine import load_engine
+from engine.face.crop import square_crop
+from engine.face.detect import FaceBox
+from engine.model.clip_vision import CLIP_MEAN, CLIP_STD
+from engine.profile import ModelProfile, load_profile
+from engine.request import Finished, ImageRequest, Reference
+from engine.sampling import latents as latent_tokens
+from engine.weights.load import load_networks
+
+WORLD = World(rank=0, size=1, device=torch.device("cpu"))
+SPLITS = ("train", "train", "train", "train", "train", "train", "validation", "test")
+VIEWS = 3
+
+
+def miniature() -> ModelProfile:
+    """The embedded profile, thinner: the same vocabularies, picture size and files."""
+    profile = load_profile("embedded")
+    return dataclasses.replace(
+        profile,
+        transformer=dataclasses.replace(
+            profile.transformer, hidden_size=64, num_heads=2, depth=1, depth_single_blocks=1, axes_dim=(8, 12, 12)
+        ),
+        clip_vision=dataclasses.replace(
+            profile.clip_vision,
+            patch_size=32,
+            hidden_size=32,
+            intermediate_size=64,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            projection_dim=32,
+        ),
+        autoencoder=dataclasses.replace(profile.autoencoder, ch=8, ch_mult=(1, 1, 2, 2), norm_num_groups=4),
+    )
+
+
+def write_people(folder: Path) -> None:
+    """Shards as the data stage writes them: a disc of the person's colour on the view's background."""
+    folder.mkdir(parents=True)
+    rng = np.random.default_rng(5)
+    y, x = np.mgrid[:256, :256]
+    pictures, records = [], []
+    for identity, split in enumerate(SPLITS):
+        skin = rng.integers(40, 255, 3)
+        for view in range(VIEWS):
+            background = rng.integers(0, 255, 3)
+            cx, cy = 128 + rng.integers(-10, 10, 2)
+            is_face = (((x - cx) / 50) ** 2 + ((y - cy) / 66) ** 2 < 1)[..., None]
+            pictures.append(np.where(is_face, skin, background).astype(np.uint8))
+            eyes = [[cx - 22, cy - 12], [cx + 22, cy - 12]]
+            records.append(
+                {
+                    "identity": identity,
+                    "view": view,
+                    "split": split,
+                    "captions": [f"a face, number {view}", "a portrait"],
+                    "attributes": {},
+                    "points_px": [*eyes, [cx, cy + 14], [cx - 20, cy + 40], [cx + 20, cy + 40]],
+                }
+            )
+    np.save(folder / "images-00000.npy", np.stack(pictures))
+    lines = "\n".join(json.dumps(record, default=int) for record in records)
+    (folder / "views-00000.jsonl").write_text(lines + "\n")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Trained:
+    """A whole miniature run."""
+
+    profile: ModelProfile
+    folder: Path
+    autoencoder: Any
+    learner: Learner
+    batches: Batches
+    before: dict[str, float]
+    after: dict[str, float]
+    autoencoder_losses: tuple[float, float]
+    measured: dict[str, Any]
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
+    torch.set_num_threads(2)
+    folder = tmp_path_factory.mktemp("training")
+    write_people(folder / "data")
+    profile = miniature()
+    settings = AutoencoderSettings(batch=2, warm_up_steps=2, shrink_share=0.2)
+    losses = [
+        train_autoencoder(WORLD, profile, folder / "data", settings, seconds=1, seed=0, max_steps=steps)
+        for steps in (1, 40)
+    ]
+    autoencoder = losses[1][0]
+    corpus = load_corpus(folder / "data", "train", profile, WORLD.device, seed=1)
+    latents = encoded(autoencoder, corpus.images, WORLD).float()
+    scale, shift = factors(latents)
+    profile = export.with_factors(profile, scale, shift)
+    latents = (latents - shift) * scale
+    before = measured_on(WORLD, Learner(profile), Batches(corpus, latents, profile, WORLD, seed=9))
+    learner, measured = train_flow(
+        WORLD,
+        profile,
+        Batches(corpus, latents, profile, WORLD, seed=2),
+        FlowSettings(batch=8, contrast_rows=4, warm_up_steps=5, average_decay=0.9, learning_rate=4e-3),
+        seconds=1,
+        seed=0,
+        checkpoint=folder / "flow.pt",
+        max_steps=40,
+    )
+    export.write_model(learner, autoencoder, profile, folder / "model", provenance={"script": "test"})
+    return Trained(
+        profile=profile,
+        folder=folder,
+        autoencoder=autoencoder,
+        learner=learner,
+        batches=Batches(corpus, latents, profile, WORLD, seed=9),
+        before=before,
+        after=measured_on(WORLD, learner, Batches(corpus, latents, profile, WORLD, seed=9)),
+        autoencoder_losses=(losses[0][1]["reconstruction"], losses[1][1]["reconstruction"]),
+        measured=measured,
+    )
+
+
+def corpus_of(trained: Trained) -> Corpus:
+    return trained.batches.corpus
+
+
+def test_every_stage_learns(trained: Trained) -> None:
+    first, last = trained.autoencoder_losses
+    assert last < 0.7 * first
+    assert trained.before["flow_loss"] > 1.8  # nothing is known at first: the velocity's own variance is 2
+    assert trained.after["flow_loss"] < 0.75 * trained.before["flow_loss"]
+    assert trained.measured["steps"] == 40
+
+
+def test_latents_are_normalised(trained: Trained) -> None:
+    latents = trained.batches.latents
+    assert abs(float(latents.mean())) < 0.05
+    assert abs(float(latents.std()) - 1) < 0.05
+
+
+def test_the_engine_loads_the_export_and_says_what_the_learner_says(trained: Trained) -> None:
+    networks = load_networks(trained.profile, str(trained.folder / "model"), device="cpu", dtype="float32")
+    learner, _ = export.read_model(trained.profile, trained.folder / "model")
+    prompt, crop = "a face, number 1", np.full((224, 224, 3), 90, np.uint8)
+    text, embedding = networks.text.encode([prompt])[0], networks.vision.encode(crop[None])
+    ids = token_ids([prompt], trained.profile)
+    with torch.no_grad():
+        txt, vec = learner.read(ids)
+        mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in (CLIP_MEAN, CLIP_STD))
+        pixels = (torch.from_numpy(crop).permute(2, 0, 1)[None] / 255 - mean) / std
+        torch.testing.assert_close(txt, text.txt)
+        torch.testing.assert_close(vec, text.vec)
+        torch.testing.assert_close(learner.look(pixels), torch.from_numpy(embedding))
+
+
+def test_a_picture_comes_out_of_the_engine_and_is_the_samplers(trained: Trained) -> None:
+    config = EngineConfig(profile=trained.profile, model_dir=str(trained.folder / "model"))
+    engine = load_engine(config)
+    crop = np.full((224, 224, 3), 90, np.uint8)
+    engine.submit(
+        ImageRequest(
+            request_id="a",
+            prompt="a portrait",
+            reference=Reference(crop=crop, key="gray"),
+            width_px=256,
+            height_px=256,
+            num_steps=2,
+            seed=3,
+        )
+    )
+    events = [event for _ in range(2) for event in engine.step()]
+    finished = next(event for event in events if isinstance(event, Finished))
+    learner, _ = export.read_model(trained.profile, trained.folder / "model")
+    pixels = torch.from_numpy(crop).permute(2, 0, 1)[None] / 255
+    mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in (CLIP_MEAN, CLIP_STD))
+    given = conditions_for(WORLD, learner, ["a portrait"], (pixels - mean) / std, scale=0.8, guidance=3.5)
+    latents = draw(WORLD, learner.velocity, given, seeds=[3], num_channels=16, num_steps=2)
+    networks = load_networks(trained.profile, str(trained.folder / "model"), device="cpu", dtype="float32")
+    expected = networks.decoder.decode(latents)[0]
+    assert np.abs(finished.image.astype(int) - expected).max() <= 1
+
+
+def test_a_stopped_run_goes_on(trained: Trained) -> None:
+    messages = []
+    world = _Told(rank=0, size=1, device=torch.device("cpu"), messages=messages)
+    _, measured = train_flow(
+        world,
+        trained.profile,
+        trained.batches,
+        FlowSettings(batch=4, contrast_rows=2, average_decay=0.9),
+        seconds=1,
+        seed=0,
+        checkpoint=trained.folder / "flow.pt",
+        max_steps=42,
+    )
+    assert messages[0].startswith("goes on from step 40")
+    assert measured["steps"] == 42
+    assert "looking" not in measured
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Told(World):
+    messages: list[str]
+
+    def say(self, message: str) -> None:
+        self.messages.append(message)
+
+
+def test_guidance_one_at_full_strength_is_the_teacher_and_strength_zero_is_nobody(trained: Trained) -> None:
+    teacher, batches = trained.learner, trained.batches
+    batch = batches.batch(4, Drops(), sigma=torch.full((4,), 0.6))
+    with torch.no_grad():
+        txt, vec = teacher.read(batch.tokens)
+        blank_txt, blank_vec = teacher.read(batches.empty)
+        one = torch.ones(4)
+        given = Conditions(txt=txt, vec=vec, embeddings=teacher.look(batch.crops), scale=one, guidance=one)
+        blank = dataclasses.replace(given, txt=blank_txt.expand_as(txt), vec=blank_vec.expand_as(vec))
+        settings = DistillSettings()
+        plain = teacher.velocity(batch.noisy, batch.sigma, given)
+        torch.testing.assert_close(
+            guided_velocity(teacher, batch.noisy, batch.sigma, given, blank, settings), plain, atol=1e-5, rtol=1e-5
+        )
+        nobody = dataclasses.replace(given, scale=0 * one, guidance=3.5 * one)
+        another = dataclasses.replace(nobody, embeddings=nobody.embeddings.flip(0))
+        torch.testing.assert_close(
+            guided_velocity(teacher, batch.noisy, batch.sigma, nobody, blank, settings),
+            guided_velocity(teacher, batch.noisy, batch.sigma, another, blank, settings),
+        )
+
+
+def test_distillation_moves_the_transformer_and_nothing_else(trained: Trained) -> None:
+    settings = DistillSettings(batch=4, warm_up_steps=1)
+    student, measured = distill(WORLD, trained.learner, trained.batches, settings, seconds=1, max_steps=2)
+    before, after = trained.learner.state_dict(), student.state_dict()
+    moved = {key.split(".")[0] for key in before if not torch.equal(before[key], after[key])}
+    assert moved == {"flux", "adapter"}
+    assert measured["steps"] == 2
+
+
+def test_parts_are_cut_and_joined_and_damage_is_seen(trained: Trained, tmp_path: Path) -> None:
+    parts = export.cut(trained.folder / "model", tmp_path / "parts", part_bytes=1_000_000)
+    assert len(parts) > 2
+    assert all(part.stat().st_size <= 1_000_000 for part in parts)
+    export.join(tmp_path / "parts", tmp_path / "model")
+    for path in (trained.folder / "model").iterdir():
+        assert (tmp_path / "model" / path.name).read_bytes() == path.read_bytes()
+    body = bytearray(parts[1].read_bytes())
+    body[500_000] ^= 1
+    parts[1].write_bytes(body)
+    with pytest.raises(ValueError, match="is damaged"):
+        export.join(tmp_path / "parts", tmp_path / "model")
+
+
+def test_installing_writes_the_factors_into_the_profile(trained: Trained, tmp_path: Path) -> None:
+    packaged = Path(export.__file__).parents[2] / "engine" / "profiles" / "embedded.toml"
+    profile_file = tmp_path / "embedded.toml"
+    profile_file.write_text(packaged.read_text())
+    export.install(trained.folder / "model", tmp_path / "weights", profile_file)
+    installed = load_profile(str(profile_file))
+    assert installed.autoencoder.scale_factor == pytest.approx(trained.profile.autoencoder.scale_factor, rel=1e-4)
+    assert installed.autoencoder.shift_factor == pytest.approx(trained.profile.autoencoder.shift_factor, rel=1e-4)
+    assert (tmp_path / "weights" / "flux.safetensors").is_file()
+
+
+def test_references_are_cropped_as_the_face_stage_crops(trained: Trained) -> None:
+    image = corpus_of(trained).images[0].numpy()
+    box = FaceBox(left_px=78, top_px=62, width_px=100, height_px=130, confidence=0.9)
+    expected = square_crop(image, box, margin=MARGIN, size_px=224).astype(float) / 255
+    face = torch.tensor([[128.0, 127.0, 130.0]])
+    crop = reference_crops(torch.from_numpy(image)[None], face, None)[0]
+    mean, std = (torch.tensor(v).view(3, 1, 1) for v in (CLIP_MEAN, CLIP_STD))
+    pixels = (crop * std + mean).permute(1, 2, 0).numpy()
+    assert np.abs(pixels - expected).mean() < 2 / 255
+
+
+def test_the_other_view_is_the_same_persons_and_another(trained: Trained) -> None:
+    corpus = corpus_of(trained)
+    rows = torch.arange(len(corpus)).repeat(20)
+    others = corpus.another_view(rows, torch.Generator().manual_seed(0))
+    assert bool((others != rows).all())
+    people = [record["identity"] for record in corpus.records]
+    assert all(people[a] == people[b] for a, b in zip(rows.tolist(), others.tolist(), strict=True))
+
+
+def test_tokens_are_packed_as_the_engine_packs_them() -> None:
+    latents = torch.randn(3, 16, 8, 12)
+    expected = torch.stack([latent_tokens.pack(sample) for sample in latents])
+    assert torch.equal(to_tokens(latents), expected)
+
+
+def test_updates_are_orthogonal_block_by_block() -> None:
+    torch.manual_seed(0)
+    values = torch.linalg.svdvals(orthogonalised(torch.randn(3, 24, 24)))
+    assert float(values.median()) == pytest.approx(1, abs=0.3)
+    assert float(values.max()) < 1.3
+    wide, tall = torch.zeros(8, 24, requires_grad=True), torch.zeros(16, 8, requires_grad=True)
+    optimizer = Muon([wide, tall])
+    optimizer.learning_rate = 1.0
+    wide.grad, tall.grad = torch.randn(8, 24), torch.randn(16, 8)
+    optimizer.step()
+    assert float((wide.detach() * wide.grad).sum()) < 0  # downhill
+    assert float((tall.detach() * tall.grad).sum()) < 0
+    assert float(wide.detach().pow(2).mean().sqrt()) == pytest.approx(0.2, rel=0.2)
+
+
+def test_contrast_is_least_where_pairs_agree_and_forgives_doubles() -> None:
+    one = torch.eye(4)
+    people = torch.arange(4)
+    assert float(contrast(one, one, people)) < 0.01 < float(contrast(one, one.roll(1, 0), people))
+    doubled = torch.cat([one, one])
+    assert float(contrast(doubled, doubled, torch.cat([people, people]))) < 0.01
