@@ -58,6 +58,9 @@ class FaceStage:
         """See :meth:`serve_app.stages.Backend.prepare`. Runs in a thread: decoding and CLIP take up to a second."""
         return await asyncio.to_thread(self._prepare, job)
 
+    async def check_health(self) -> None:
+        """Asked by Serve and by the ingress: to answer is enough."""
+
     def _prepare(self, job: FaceJob) -> FaceResult:
         started_s = time.perf_counter()
         provider: FaceProvider = "CPU" if job.provider == "CPU" and self._encoder is not None else "GPU"

@@ -11,10 +11,10 @@ from fastapi import FastAPI
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import HTMLResponse, JSONResponse, Response
 
 from engine.profile import SIZE_STEP_PX, ModelProfile
-from serve_app import openapi
+from serve_app import docs_page, openapi
 from serve_app.contract import (
     HealthAnswer,
     LicenceBody,
@@ -58,6 +58,7 @@ def make_app(
         summary="The same person in a new picture.",
         description=openapi.description(profile),
         version=openapi.version(),
+        docs_url=None,
         redoc_url=None,
         middleware=[Middleware(EchoRequestId)] if echo_request_id else [],
         exception_handlers={HTTPException: _http_error, Exception: _unexpected_error},
@@ -66,6 +67,11 @@ def make_app(
     @app.get("/", include_in_schema=False)
     async def index() -> dict[str, Any]:
         return {"service": "likeness", "model": profile.name, "generate": f"POST {GENERATE_PATH}", "docs": "/docs"}
+
+    @app.get("/docs", include_in_schema=False)
+    async def docs() -> Response:
+        page = docs_page.render(app.openapi())
+        return HTMLResponse(page, headers={"Content-Security-Policy": docs_page.CONTENT_SECURITY_POLICY})
 
     @app.post(GENERATE_PATH, tags=["pictures"], **openapi.generation_route(profile))
     async def generate(request: Request) -> Response:

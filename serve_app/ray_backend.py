@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import functools
 import logging
 import secrets
-import time
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Any
 
 from ray import serve
 from ray.exceptions import RayActorError, RayError
@@ -17,23 +17,10 @@ from ray.serve.handle import DeploymentHandle
 
 from engine.errors import EngineStoppedError
 from serve_app.errors import StageUnavailableError, TooManyRequestsError, is_expected, unwrap
-from serve_app.stages import (
-    DEPLOYMENTS,
-    FACE_STAGE,
-    FLUX_REPLICA,
-    DrawJob,
-    DrawResult,
-    FaceJob,
-    FaceResult,
-    StageStatus,
-)
+from serve_app.readiness import Readiness
+from serve_app.stages import FACE_STAGE, FLUX_REPLICA, DrawJob, DrawResult, FaceJob, FaceResult, StageStatus
 
 logger = logging.getLogger(__name__)
-
-_STATUS_TTL_S: Final = 0.5
-"""However often ``/ready`` is asked, the controller is asked at most twice a second."""
-
-_STATUS_TIMEOUT_S: Final = 5.0
 
 
 class RayBackend:
@@ -53,11 +40,14 @@ class RayBackend:
     ) -> None:
         self._face_stage = face_stage
         self._flux_replica = flux_replica
-        self._app_name = app_name
         self._on_replay = on_replay
-        self._asking = asyncio.Lock()
-        self._asked_s = float("-inf")
-        self._statuses: tuple[StageStatus, ...] = ()
+        self._readiness = Readiness(
+            application=functools.partial(_application, app_name),
+            probes={
+                FACE_STAGE: functools.partial(_call, face_stage.check_health),
+                FLUX_REPLICA: functools.partial(_call, flux_replica.check_health),
+            },
+        )
 
     async def prepare(self, job: FaceJob) -> FaceResult:
         """See :meth:`serve_app.stages.Backend.prepare`."""
@@ -81,55 +71,26 @@ class RayBackend:
         return result
 
     async def statuses(self) -> tuple[StageStatus, ...]:
-        """What Serve's controller says of every stage.
-
-        Asking the stages themselves would queue behind pictures, and a busy service would call itself not ready.
-        While the controller can't be reached, the last answer stands: requests are served without it.
-        """
-        async with self._asking:
-            if time.monotonic() - self._asked_s >= _STATUS_TTL_S:
-                try:
-                    async with asyncio.timeout(_STATUS_TIMEOUT_S):
-                        status = await asyncio.to_thread(serve.status)
-                    self._statuses = stage_statuses(status.applications.get(self._app_name))
-                except (TimeoutError, RayError, RayServeException):
-                    logger.warning("Serve's controller can't be reached; the last known state stands", exc_info=True)
-                self._asked_s = time.monotonic()
-        return self._statuses or tuple(
-            StageStatus(name=name, is_ready=False, reason="its state is not known yet") for name in DEPLOYMENTS
-        )
-
-
-def stage_statuses(application: Any) -> tuple[StageStatus, ...]:
-    """Every stage's status from Serve's overview of the application (``None`` where Serve does not know it).
-
-    A stage is ready with one running replica; and where Serve calls it healthy without any, for then it was scaled to
-    zero and wakes up with the next request. Serve's own messages stay inside: they hold tracebacks.
-    """
-    deployments = {} if application is None else application.deployments
-    return tuple(_stage_status(name, deployments.get(name)) for name in DEPLOYMENTS)
-
-
-def _stage_status(name: str, deployment: Any) -> StageStatus:
-    if deployment is None:
-        return StageStatus(name=name, is_ready=False, reason="not deployed yet")
-    num_running = deployment.replica_states.get("RUNNING", 0)
-    state = str(deployment.status.value)
-    if num_running or (state == "HEALTHY" and not deployment.replica_states):
-        return StageStatus(name=name, is_ready=True)
-    num_starting = sum(deployment.replica_states.values())
-    return StageStatus(
-        name=name, is_ready=False, reason=f"{state.lower()}: no replica is running, {num_starting} on the way"
-    )
+        """See :class:`serve_app.readiness.Readiness`."""
+        return await self._readiness.statuses()
 
 
 class _StageDied(Exception):
     """The replica or its engine ended under this request; another may do better."""
 
 
-async def _call(method: Any, job: Any) -> Any:
+def _application(name: str) -> Any:
+    """Serve's overview of an application; None where its controller does not know it or can't be reached."""
+    try:
+        return serve.status().applications.get(name)
+    except (RayError, RayServeException):
+        logger.warning("Serve's controller can't be reached", exc_info=True)
+        return None
+
+
+async def _call(method: Any, *jobs: Any) -> Any:
     """One call of a stage, its errors in our own words."""
-    response = method.remote(job)
+    response = method.remote(*jobs)
     try:
         return await response
     except asyncio.CancelledError:

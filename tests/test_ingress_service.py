@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import re
+
 from prometheus_client.parser import text_string_to_metric_families
 
-from serve_app.contract import ModelList
-from serve_app.errors import ANSWERS
+from serve_app import docs_page
+from serve_app.contract import GenerationBody, ModelList
+from serve_app.errors import ANSWERS, describe
+from serve_app.openapi import ERROR_EXAMPLES
+from serve_app.sample import SAMPLE_FACE_URL
 from serve_app.stages import DEPLOYMENTS, FLUX_REPLICA
 from tests.asgi import URL, Service, with_service
 
@@ -103,6 +108,36 @@ def test_the_documented_requests_run_and_their_answers_are_documented() -> None:
             )
 
     with_service(test)
+
+
+def test_the_docs_page_holds_everything_and_loads_nothing() -> None:
+    async def test(service: Service) -> None:
+        response = await service.client.get("/docs")
+        page, spec = response.text, (await service.client.get("/openapi.json")).json()
+        for field in GenerationBody.model_fields:
+            assert f"<code>{field}</code>" in page
+        for error in ERROR_EXAMPLES:
+            reply = describe(error, request_id="")
+            assert reply.status in (404, 405) or f"&quot;type&quot;: &quot;{reply.type_name}&quot;" in page
+        for path in spec["paths"]:
+            assert path in page
+        assert SAMPLE_FACE_URL in page
+        assert not re.search(r"(src|@import|url\()\s*=?\s*[\"']?(https?:)?//", page), (
+            "it works without any other server"
+        )
+        assert "default-src 'none'" in response.headers["content-security-policy"]
+
+    with_service(test)
+
+
+def test_the_docs_page_escapes_what_it_shows() -> None:
+    spec = {
+        "info": {"title": "<script>alert(1)</script>", "description": "**a** `b<` [c](https://d/) [e](javascript:f)"},
+        "paths": {},
+    }
+    page = docs_page.render(spec)
+    assert "<script>alert(1)" not in page
+    assert '<b>a</b> <code>b&lt;</code> <a href="https://d/" rel="noreferrer">c</a> [e](javascript:f)' in page
 
 
 def test_every_error_of_the_picture_route_is_documented_with_its_status() -> None:
