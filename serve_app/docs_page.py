@@ -92,7 +92,10 @@ def _operation(method: str, path: str, operation: Mapping[str, Any], spec: Mappi
     parts = [f"<h2><code>{method.upper()} {_text(path)}</code></h2>", f"<p>{_prose(operation['description'])}</p>"]
     if "requestBody" in operation:
         content = operation["requestBody"]["content"]["application/json"]
-        parts += [_fields(content["schema"]), _try_it(path, content["examples"], operation["responses"]["200"])]
+        if "examples" in content:
+            parts += [_fields(content["schema"]), _try_it(path, content["examples"], operation["responses"]["200"])]
+        else:
+            parts += ["<h3>Request</h3>", f"<pre>{_text(json.dumps(content['example'], indent=1))}</pre>"]
     parts.append("<h3>Answers</h3>")
     parts += [_response(status, response, spec) for status, response in operation["responses"].items()]
     return "\n".join(parts)

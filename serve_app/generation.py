@@ -7,7 +7,7 @@ import dataclasses
 import logging
 import secrets
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 from starlette.requests import ClientDisconnect, Request
@@ -43,6 +43,10 @@ MAX_RANDOM_SEED: Final = 2**32
 """Random seeds stay below this, so that they survive JSON readers that keep numbers as doubles."""
 
 
+BodyParser = Callable[[Mapping[str, Any]], GenerationBody]
+"""From a JSON object to a checked request: the contract's own form, or a workflow graph."""
+
+
 class Generator:
     """Answers picture requests, each with exactly one response, one log line and one count."""
 
@@ -64,13 +68,17 @@ class Generator:
         self._random_seed = random_seed
         self._num_in_flight = 0
 
-    async def respond(self, request: Request) -> Response:
-        """The answer to one request, whatever happens; only cancellation passes through."""
+    async def respond(self, request: Request, parse: BodyParser = parse_body) -> Response:
+        """The answer to one request, whatever happens; only cancellation passes through.
+
+        Args:
+            parse: what the JSON object is read by.
+        """
         record = RequestRecord(request_id=request_id_of(request.scope), started_s=self._clock())
         self._num_in_flight += 1
         self._metrics.entered()
         try:
-            response = await self._within_deadline(request, record)
+            response = await self._within_deadline(request, record, parse)
             record.outcome, record.status = "ok", response.status_code
         except (asyncio.CancelledError, ClientGoneError, ClientDisconnect) as gone:
             record.outcome, record.status = "cancelled", CLIENT_GONE_STATUS
@@ -86,13 +94,13 @@ class Generator:
             record.log()
         return response
 
-    async def _within_deadline(self, request: Request, record: RequestRecord) -> Response:
+    async def _within_deadline(self, request: Request, record: RequestRecord, parse: BodyParser) -> Response:
         limits = self._settings.limits
         if self._num_in_flight > limits.max_in_flight:
             raise TooManyRequestsError(f"{limits.max_in_flight} requests are being worked on; try again shortly")
         try:
             async with asyncio.timeout(limits.request_timeout_s) as deadline:
-                return await self._read_and_draw(request, record)
+                return await self._read_and_draw(request, record, parse)
         except TimeoutError:
             if not deadline.expired():
                 raise
@@ -101,12 +109,12 @@ class Generator:
                 "smaller picture, or try again when the service is less busy"
             ) from None
 
-    async def _read_and_draw(self, request: Request, record: RequestRecord) -> Response:
+    async def _read_and_draw(self, request: Request, record: RequestRecord, parse: BodyParser) -> Response:
         form = choose(request.headers.get("accept"))
         check_content_type(request.headers)
         raw = await self._read(request)
         record.num_body_bytes = len(raw)
-        body = parse_body(parse_json_object(raw))
+        body = parse(parse_json_object(raw))
         del raw
         seed = self._random_seed() if body.seed == RANDOM_SEED else body.seed
         record.asked = _numbers(body, seed, form)

@@ -31,8 +31,10 @@ from serve_app.metrics import CONTENT_TYPE, IngressMetrics
 from serve_app.request_id import EchoRequestId, request_id_of
 from serve_app.settings import AppSettings
 from serve_app.stages import Backend
+from serve_app.workflow import request_from_graph
 
 GENERATE_PATH = "/flux-ipadapter-faceid"
+WORKFLOW_PATH = "/workflow"
 
 
 def make_app(
@@ -77,6 +79,15 @@ def make_app(
     async def generate(request: Request) -> Response:
         """Draw the person of the reference picture as the prompt says."""
         return await generator.respond(request)
+
+    @app.post(WORKFLOW_PATH, tags=["pictures"], **openapi.workflow_route())
+    async def workflow(request: Request) -> Response:
+        """The same from the ComfyUI graph (API format) of `workflows/flux-ipadapter-faceid.json`, bare or as `prompt`.
+
+        Prompts, sizes, steps, cfg, seed, scale and provider may be edited, the picture is a data URL. Other nodes,
+        inputs, links and settings are refused by their name.
+        """
+        return await generator.respond(request, parse=request_from_graph)
 
     @app.get("/v1/models", tags=["service"])
     async def models() -> ModelList:

@@ -10,9 +10,10 @@ from starlette.responses import Response
 from engine import errors as engine_errors
 from engine.profile import ModelProfile
 from serve_app import errors
-from serve_app.contract import ErrorBody, GenerationAnswer, GenerationBody, ReadyAnswer
+from serve_app.contract import ErrorBody, GenerationAnswer, GenerationBody, ReadyAnswer, parse_body
 from serve_app.errors import ANSWERS, FieldProblem, FieldsError, describe
 from serve_app.sample import SAMPLE_FACE_URL
+from serve_app.workflow import graph_from_request
 
 _REQUEST_ID: Final = "3f8a0c52d1e94b7f9d2a6c1b5e804f73"
 
@@ -84,6 +85,22 @@ def generation_route(profile: ModelProfile) -> dict[str, Any]:
             "requestBody": {
                 "required": True,
                 "content": {"application/json": {"schema": request_schema(profile), "examples": request_examples()}},
+            }
+        },
+        "responses": {200: _success(), **_error_responses()},
+    }
+
+
+def workflow_route() -> dict[str, Any]:
+    """Keyword arguments of the workflow route; its answers are those of the picture route."""
+    body = parse_body(request_examples()["all_defaults"]["value"])
+    schema = {"type": "object", "description": "ComfyUI's API format: node id to class_type and inputs."}
+    return {
+        "response_class": Response,
+        "openapi_extra": {
+            "requestBody": {
+                "required": True,
+                "content": {"application/json": {"schema": schema, "example": graph_from_request(body)}},
             }
         },
         "responses": {200: _success(), **_error_responses()},

@@ -87,7 +87,7 @@ class FaceSettings(StrictSettings):
     """The face stage."""
 
     policy: FacePolicy = "prefer"
-    min_confidence: float = Field(default=0.6, ge=0.0, le=1.0)
+    min_confidence: float = Field(default=0.7, ge=0.0, le=1.0)
     margin: float = Field(default=0.35, ge=0.0)
     cpu_encoder: bool = True
     cache_bytes: int = Field(default=64 * _MIB, ge=0)
@@ -98,7 +98,7 @@ class LimitSettings(StrictSettings):
 
     max_body_bytes: int = Field(default=28 * _MIB, ge=1)
     max_reference_bytes: int = Field(default=20 * _MIB, ge=1)
-    max_reference_pixels: int = Field(default=50_000_000, ge=256, le=89_000_000)
+    max_reference_pixels: int = Field(default=25_000_000, ge=256, le=89_000_000)
     max_in_flight: int = Field(default=64, ge=1)
     body_timeout_s: float = Field(default=30.0, gt=0.0)
     request_timeout_s: float = Field(default=300.0, gt=0.0)
