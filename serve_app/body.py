@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
 from typing import Any, NoReturn
 
 from starlette.requests import Request
 
+from serve_app.disconnect import ClientGoneError
 from serve_app.errors import BodyTooLargeError, MalformedBodyError, UnsupportedMediaTypeError
 
 JSON_MEDIA_TYPE = "application/json"
@@ -36,18 +37,29 @@ async def read_body(request: Request, *, max_bytes: int) -> bytes:
 
     Raises:
         BodyTooLargeError: the declared or the real size is above the limit; nothing further is read.
+        ClientGoneError: the connection ended before the body did.
     """
     declared = request.headers.get("content-length", "")
     if declared.isascii() and declared.isdigit() and int(declared[:20]) > max_bytes:
         raise _too_large(max_bytes)
     chunks: list[bytes] = []
     num_bytes = 0
-    async for chunk in request.stream():
+    stream = request.stream()
+    while (chunk := await _next_chunk(stream)) is not None:
         num_bytes += len(chunk)
         if num_bytes > max_bytes:
             raise _too_large(max_bytes)
         chunks.append(chunk)
     return b"".join(chunks)
+
+
+async def _next_chunk(stream: AsyncIterator[bytes]) -> bytes | None:
+    """None at the end. Whatever the server's channel raises means that nobody is there: Ray Serve's proxy does not say
+    "disconnected" to a body that is being read, but lets the reading fail."""
+    try:
+        return await anext(stream, None)
+    except Exception as error:
+        raise ClientGoneError from error
 
 
 def _too_large(max_bytes: int) -> BodyTooLargeError:

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from engine.errors import ImageTooLargeError
@@ -80,7 +80,7 @@ class Generator:
         try:
             response = await self._within_deadline(request, record, parse)
             record.outcome, record.status = "ok", response.status_code
-        except (asyncio.CancelledError, ClientGoneError, ClientDisconnect) as gone:
+        except (asyncio.CancelledError, ClientGoneError) as gone:
             record.outcome, record.status = "cancelled", CLIENT_GONE_STATUS
             if isinstance(gone, asyncio.CancelledError):
                 raise

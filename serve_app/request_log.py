@@ -39,7 +39,6 @@ class RequestRecord:
     stages_s: dict[str, float] = dataclasses.field(default_factory=dict)
     cost_usd: float = 0.0
     device_s: float = 0.0
-    num_replays: int = 0
 
     def log(self) -> None:
         """Write the line."""

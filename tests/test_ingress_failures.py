@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -74,18 +75,34 @@ def test_a_request_over_its_time_is_ended_and_its_work_dropped() -> None:
     with_service(test, limits={"request_timeout_s": 0.05})
 
 
-async def post_and_leave(service: Service, *, steps: int) -> list[dict[str, Any]]:
-    """Post a request and close the connection once it is being drawn; what was sent back."""
-    sent: list[dict[str, Any]] = []
-    messages = [{"type": "http.request", "body": json.dumps(body(steps=steps)).encode(), "more_body": False}]
+Ending = Callable[[], dict[str, Any]]
+
+
+def says_disconnect() -> dict[str, Any]:
+    """How ASGI servers tell that the connection is closed."""
+    return {"type": "http.disconnect"}
+
+
+def breaks() -> dict[str, Any]:
+    """How Ray Serve's proxy does, sometimes."""
+    raise RuntimeError("the task that reads the connection was cancelled")
+
+
+async def post_and_leave(service: Service, ending: Ending, *, steps: int, after: Callable[[], bool]) -> list[Any]:
+    """Post a request and close the connection after something happened; what was sent back."""
+    content = json.dumps(body(steps=steps)).encode()
+    messages = [{"type": "http.request", "body": content[:50], "more_body": True}]
+    if steps:
+        messages.append({"type": "http.request", "body": content[50:], "more_body": False})
+    sent: list[Any] = []
 
     async def receive() -> dict[str, Any]:
         if messages:
-            return messages.pop()
-        await until(lambda: service.stages.engine.stats().num_steps > 0)
-        return {"type": "http.disconnect"}
+            return messages.pop(0)
+        await until(after)
+        return ending()
 
-    async def send(message: dict[str, Any]) -> None:
+    async def send(message: Any) -> None:
         sent.append(message)
 
     headers = [(b"content-type", b"application/json")]
@@ -94,13 +111,28 @@ async def post_and_leave(service: Service, *, steps: int) -> list[dict[str, Any]
     return sent
 
 
-def test_a_caller_that_goes_away_frees_the_engine() -> None:
+@pytest.mark.parametrize("ending", [says_disconnect, breaks])
+def test_a_caller_that_goes_away_frees_the_engine(ending: Ending) -> None:
     async def test(service: Service) -> None:
-        sent = await post_and_leave(service, steps=100)
+        engine = service.stages.engine
+        sent = await post_and_leave(service, ending, steps=100, after=lambda: engine.stats().num_steps > 0)
         assert sent[0]["status"] == 499
-        await until(lambda: service.stages.engine.stats().num_cancelled == 1)
-        assert service.stages.engine.stats().num_steps < 100
+        await until(lambda: engine.stats().num_cancelled == 1)
+        assert engine.stats().num_steps < 100
         assert 'outcome="cancelled"' in service.metrics.render().decode()
+
+    with_service(test)
+
+
+@pytest.mark.parametrize("ending", [says_disconnect, breaks])
+def test_a_caller_that_goes_away_while_sending_is_no_failure_of_ours(
+    ending: Ending, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def test(service: Service) -> None:
+        sent = await post_and_leave(service, ending, steps=0, after=lambda: True)
+        assert sent[0]["status"] == 499
+        assert 'outcome="cancelled"' in service.metrics.render().decode()
+        assert "failed unexpectedly" not in caplog.text
 
     with_service(test)
 
