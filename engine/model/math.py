@@ -45,7 +45,12 @@ def apply_rope(x: Tensor, pe: Tensor) -> Tensor:
     """Rotate neighbouring channel pairs. ``x``: (B, S, H, head_dim); ``pe``: see :func:`rope`.
 
     A pair is a complex number and a rotation one product, in float32: two thirds fewer passes over memory than sines
-    and cosines apart.
+    and cosines apart. A compiler fuses the latter into a single pass and knows no complex numbers, so it gets those.
     """
-    pairs = torch.view_as_complex(x.float().unflatten(-1, (-1, 2)))
-    return torch.view_as_real(pairs * pe).flatten(-2).type_as(x)
+    pairs = x.float().unflatten(-1, (-1, 2))
+    if torch.compiler.is_compiling():
+        (even, odd), (cos, sin) = pairs.unbind(-1), torch.view_as_real(pe).unbind(-1)
+        rotated = torch.stack((even * cos - odd * sin, even * sin + odd * cos), dim=-1)
+    else:
+        rotated = torch.view_as_real(torch.view_as_complex(pairs) * pe)
+    return rotated.flatten(-2).type_as(x)
