@@ -9,7 +9,7 @@ from starlette.responses import JSONResponse, Response
 
 from engine.request import ImageRequest
 from serve_app import data_url
-from serve_app.contract import FaceBody, FaceBoxBody, GenerationAnswer, ModelBody, TimingsBody, WarningBody
+from serve_app.contract_answers import FaceBody, FaceBoxBody, GenerationAnswer, ModelBody, TimingsBody, WarningBody
 from serve_app.negotiation import AnswerForm
 from serve_app.stages import DrawResult, FacePolicy, FaceResult
 

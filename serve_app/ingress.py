@@ -15,7 +15,7 @@ from starlette.responses import HTMLResponse, JSONResponse, Response
 
 from engine.profile import SIZE_STEP_PX, ModelProfile
 from serve_app import docs_page, openapi
-from serve_app.contract import (
+from serve_app.contract_answers import (
     HealthAnswer,
     LicenceBody,
     LimitsBody,

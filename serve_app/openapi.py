@@ -10,7 +10,8 @@ from starlette.responses import Response
 from engine import errors as engine_errors
 from engine.profile import ModelProfile
 from serve_app import errors
-from serve_app.contract import ErrorBody, GenerationAnswer, GenerationBody, ReadyAnswer, parse_body
+from serve_app.contract import GenerationBody, parse_body
+from serve_app.contract_answers import ErrorBody, GenerationAnswer, ReadyAnswer
 from serve_app.errors import ANSWERS, FieldProblem, FieldsError, describe
 from serve_app.sample import SAMPLE_FACE_URL
 from serve_app.workflow import graph_from_request

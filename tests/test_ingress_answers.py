@@ -12,7 +12,7 @@ from PIL import Image
 
 from engine.fake import picture as fake_picture
 from serve_app import data_url
-from serve_app.contract import GenerationAnswer
+from serve_app.contract_answers import GenerationAnswer
 from serve_app.generation import MAX_RANDOM_SEED
 from tests.asgi import Service, picture, picture_url, with_service
 

@@ -7,7 +7,8 @@ import re
 from prometheus_client.parser import text_string_to_metric_families
 
 from serve_app import docs_page
-from serve_app.contract import GenerationBody, ModelList
+from serve_app.contract import GenerationBody
+from serve_app.contract_answers import ModelList
 from serve_app.errors import ANSWERS, describe
 from serve_app.openapi import ERROR_EXAMPLES
 from serve_app.sample import SAMPLE_FACE_URL

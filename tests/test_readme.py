@@ -12,7 +12,8 @@ from typing import cast
 from serve_app.cli import build_parser
 from serve_app.client import ENDPOINT
 from serve_app.client_command import NAME
-from serve_app.contract import ErrorBody, GenerationBody
+from serve_app.contract import GenerationBody
+from serve_app.contract_answers import ErrorBody
 from serve_app.exit_codes import ExitCode
 from serve_app.ingress import make_app
 from serve_app.metrics import IngressMetrics

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from serve_app import data_url
-from serve_app.contract import GenerationAnswer
+from serve_app.contract_answers import GenerationAnswer
 from serve_app.sample import SAMPLE_FACE_URL
 from tests.asgi import URL, body, picture_url
 from tests.serve.conftest import RunningService, until

@@ -1,0 +1,174 @@
+"""The contract's answers as types: the picture as JSON, errors, and the answers of the routes beside it."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from serve_app.stages import FacePolicy, FaceProvider
+
+
+class FaceBoxBody(BaseModel):
+    """The chosen face in the reference picture, in pixels after its EXIF orientation was applied."""
+
+    left_px: int
+    top_px: int
+    width_px: int
+    height_px: int
+    confidence: float = Field(description="The detector's, 0 to 1.")
+
+
+class FaceBody(BaseModel):
+    """What the face stage did with the reference picture."""
+
+    policy: FacePolicy
+    provider: FaceProvider = Field(description="Where the picture's embedding was computed.")
+    box: FaceBoxBody | None = Field(description="Null where the whole picture was taken.")
+    reference_width_px: int
+    reference_height_px: int
+    is_cached: bool = Field(description="Whether this reference had been prepared before.")
+
+
+class TimingsBody(BaseModel):
+    """Wall-clock seconds by stage. Steps shared with other requests count in full."""
+
+    face_s: float
+    queue_s: float
+    encode_s: float
+    denoise_s: float
+    decode_s: float
+    compress_s: float = Field(description="Writing the JPEG, PNG or WebP.")
+    total_s: float = Field(description="From the first byte read to the answer; `X-Execution-Time-Sec`.")
+
+
+class ModelBody(BaseModel):
+    """The model that drew."""
+
+    id: str
+    title: str
+
+
+class WarningBody(BaseModel):
+    """Something the caller may want to know about a picture that was drawn all the same."""
+
+    code: str
+    message: str
+
+
+class GenerationAnswer(BaseModel):
+    """The answer to ``Accept: application/json``."""
+
+    model_config = ConfigDict(title="GenerationResponse")
+
+    request_id: str
+    image: str = Field(description="The picture as a JPEG data URL.")
+    width: int
+    height: int
+    drawn_width: int = Field(description="Smaller than `width` where the model draws at its native size.")
+    drawn_height: int
+    is_upscaled: bool = Field(description="Whether the picture was drawn smaller and scaled up.")
+    seed: int
+    model: ModelBody
+    face: FaceBody
+    cost_usd: float
+    device_s: float = Field(description="Seconds of the device this request is charged for.")
+    execution_time_s: float
+    gpu_type: str
+    timings: TimingsBody
+    warnings: list[WarningBody]
+
+
+class FieldProblemBody(BaseModel):
+    """What is wrong with one field."""
+
+    field: str
+    problem: str
+
+
+class ErrorDetailsBody(BaseModel):
+    """What else is known of an error."""
+
+    request_id: str
+    fields: list[FieldProblemBody] | None = Field(default=None, description="Every faulty field of the request.")
+    retry_after_s: float | None = Field(default=None, description="With 429 and 503: when to try again.")
+
+
+class ErrorBody(BaseModel):
+    """Every answer that is not a success."""
+
+    error: str = Field(description="One sentence a person can act on.")
+    type: str = Field(description="The error's class.")
+    details: ErrorDetailsBody
+
+
+class SizeBody(BaseModel):
+    """Sizes a model draws at, and sizes that may be asked for, in pixels."""
+
+    native_width: int
+    native_height: int
+    draws_at: Literal["requested", "native"]
+    multiple_of: int
+    min_side: int
+    max_side: int
+    max_pixels: int
+
+
+class LimitsBody(BaseModel):
+    """Ceilings of a request's values."""
+
+    max_prompt_chars: int
+    max_steps: int
+    max_cfg: float
+    max_guidance: float
+    max_body_bytes: int
+    max_reference_bytes: int
+    max_reference_pixels: int
+    request_timeout_s: float
+
+
+class LicenceBody(BaseModel):
+    """Under which terms a model's weights, and so its pictures, may be used."""
+
+    name: str
+    url: str
+    is_commercial_use_allowed: bool
+
+
+class ModelCard(BaseModel):
+    """One model that this service draws with."""
+
+    id: str
+    object: Literal["model"] = "model"
+    title: str
+    size: SizeBody
+    limits: LimitsBody
+    licence: LicenceBody
+
+
+class ModelList(BaseModel):
+    """The answer of ``GET /v1/models``."""
+
+    object: Literal["list"] = "list"
+    data: list[ModelCard]
+
+
+class StageBody(BaseModel):
+    """Whether one stage can serve."""
+
+    name: str
+    is_ready: bool
+    reason: str = Field(description="Empty where the stage is ready.")
+
+
+class ReadyAnswer(BaseModel):
+    """The answer of ``GET /ready``."""
+
+    is_ready: Literal[True] = True
+    stages: list[StageBody]
+
+
+class HealthAnswer(BaseModel):
+    """The answer of ``GET /health``."""
+
+    status: Literal["alive"] = "alive"
