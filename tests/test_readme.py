@@ -81,9 +81,20 @@ def test_flags_in_the_text_exist() -> None:
     assert shown <= known
 
 
-def test_linked_files_exist() -> None:
-    links = re.findall(r"\]\((?!https?://|#)([^)]+)\)", README) + re.findall(r"`(docs/[\w./-]+)`", README)
-    assert [link for link in links if not (ROOT / link).exists()] == []
+def test_linked_files_and_headings_exist() -> None:
+    links = re.findall(r"\]\((?!https?://)([^)]+)\)", README) + re.findall(r"`(docs/[\w./-]+)`", README)
+    assert links
+    for link in links:
+        path, _, anchor = link.partition("#")
+        assert (ROOT / path).exists(), link
+        if anchor:
+            assert anchor in anchors((ROOT / path).read_text(encoding="utf-8")), link
+
+
+def anchors(markdown: str) -> set[str]:
+    """What headings are linked as: lower case, spaces to hyphens, punctuation dropped."""
+    headings = re.findall(r"^#+ (.+)$", markdown, flags=re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
 def test_json_examples_are_the_contracts() -> None:
