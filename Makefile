@@ -11,13 +11,14 @@ VENV := python3 scripts/make_venv.py $(if $(PYTHON),--python $(PYTHON))
 CONTAINED := $(BIN)/python -m serve_app.local.contain --private-network --
 PYTEST_ARGS ?=
 
-.PHONY: help demo serve test lint clean venv venv-dev models
+.PHONY: help demo serve test lint clean venv venv-dev models train-embedded
 
 help:
 	@echo "make demo    start the application, draw examples/astronaut.jpg's person into output/demo.jpg, stop"
 	@echo "make serve   run the application on http://127.0.0.1:$(PORT) until Ctrl-C   [PORT=8000] [CONFIG=$(CONFIG)]"
 	@echo "make test    lint, types and all tests                                [PYTEST_ARGS=...]"
 	@echo "make lint    lint and types only"
+	@echo "make train-embedded   draw people and train the embedded model; minutes on a large GPU (embedded/train/README.md)"
 	@echo "make clean   remove .venv, caches, output/ and the random weights in $(MODEL_DIR)"
 
 demo: models
@@ -37,6 +38,17 @@ lint: venv-dev
 
 models: venv
 	@$(BIN)/likeness models untrained --profile embedded --model-dir $(MODEL_DIR) --seed 0 --if-missing
+
+# Everything that made embedded/weights, in its order. PYTHON is one that has the packages of the extra `train`.
+TRAIN := $(or $(PYTHON),python3) -m embedded.train.run --work output/train --out output/trained
+train-embedded:
+	$(TRAIN) --stage data --seconds 1200
+	$(TRAIN) --stage autoencoder --seconds 240
+	$(TRAIN) --stage attributes --seconds 40
+	$(TRAIN) --stage flow --seconds 480
+	$(TRAIN) --stage distill --seconds 120
+	$(or $(PYTHON),python3) -m embedded.train.export join output/trained output/model
+	@echo "look at output/trained/*.jpg; then: python -m embedded.train.export install output/model"
 
 venv:
 	@$(VENV)

@@ -37,10 +37,10 @@ class AutoencoderSettings:
     """
 
     batch: int = 32
-    learning_rate: float = 1.2e-3
+    learning_rate: float = 8e-4
     warm_up_steps: int = 100
     kl_weight: float = 1e-3
-    noise: float = 0.2
+    noise: float = 0.15
     shrink_share: float = 0.33
     refresh_s: float = 20.0
     max_pictures: int = 60_000

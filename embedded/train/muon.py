@@ -103,6 +103,9 @@ def _unblocks(blocks: Tensor, like: Tensor) -> Tensor:
     return (blocks if rows >= columns else blocks.transpose(0, 1)).reshape(rows, columns)
 
 
+ADAM_SHARE = 0.5
+"""AdamW's learning rate beside Muon's: it moves what residuals hang on, and starts without knowing their scale."""
+
 _MODULATION = re.compile(r"_mod\.|modulation\.")
 
 
@@ -129,7 +132,7 @@ class Optimizer:
         """One update; gradients are gone afterwards."""
         self._muon.learning_rate = learning_rate
         for group in self._adam.param_groups:
-            group["lr"] = learning_rate
+            group["lr"] = ADAM_SHARE * learning_rate
         self._muon.step()
         self._adam.step()
         for parameter in self.parameters:

@@ -26,6 +26,7 @@ from torch import Tensor
 
 from embedded.people import Split
 from embedded.train import export
+from embedded.train.attributes import train_classifier, write_classifier
 from embedded.train.autoencoder import (
     AutoencoderSettings,
     encoded,
@@ -43,7 +44,9 @@ from embedded.train.world import World
 from engine.model.autoencoder import LatentDecoder, build_autoencoder
 from engine.profile import ModelProfile, load_profile
 
-STAGES = ("data", "autoencoder", "flow", "distill", "draw")
+_TRAIN_AND_TEST: tuple[Split, Split] = ("train", "test")
+
+STAGES = ("data", "autoencoder", "attributes", "flow", "distill", "draw")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -151,6 +154,18 @@ def stage_autoencoder(folders: Folders, arguments: argparse.Namespace, world: Wo
         pair = np.concatenate([test.images[:8].cpu().numpy(), drawn], axis=1)
         _save_picture(np.concatenate(list(pair), axis=1), folders.out / "autoencoder.jpg")
     world.barrier()
+
+
+def stage_attributes(folders: Folders, arguments: argparse.Namespace, world: World) -> None:
+    """Train the judge's classifier."""
+    profile = load_profile("embedded")
+    corpora = [load_corpus(folders.data, split, profile, world.device, seed=1) for split in _TRAIN_AND_TEST]
+    classifier, measured = train_classifier(
+        world, *corpora, seconds=arguments.seconds, seed=arguments.seed, max_steps=arguments.max_steps
+    )
+    world.say(f"attributes: {json.dumps(measured)}")
+    if world.is_first:
+        write_classifier(classifier, measured, folders.out / "attributes.safetensors")
 
 
 def stage_flow(folders: Folders, arguments: argparse.Namespace, world: World) -> None:
@@ -356,6 +371,7 @@ def main() -> None:
         return
     stages = {
         "autoencoder": stage_autoencoder,
+        "attributes": stage_attributes,
         "flow": stage_flow,
         "distill": stage_distill,
         "draw": stage_draw,
