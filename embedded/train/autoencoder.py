@@ -65,12 +65,7 @@ def train_autoencoder(
     )
     parameters = list(network.parameters())
     adam = torch.optim.AdamW(parameters, lr=1.0, betas=(0.9, 0.99), weight_decay=0.0, fused=world.is_cuda)
-    if world.is_cuda:
-        import torch._dynamo as dynamo
-
-        dynamo.config.suppress_errors = True
-        network.encoder.compile(dynamic=False)
-        network.decoder.compile(dynamic=False)
+    # Not compiled: the compiler took longer than the stage for diffusers' encoder and decoder (docs/log.md).
     clock, generator = Clock(world, seconds, max_steps=max_steps), world.generator(seed)
     pictures = _Pictures(data, world, settings)
     losses: dict[str, Tensor] = {}
