@@ -39,7 +39,7 @@ class FlowSettings:
     batch: int = 512
     contrast_rows: int = 128
     looking_share: float = 0.09
-    learning_rate: float = 2e-3
+    learning_rate: float = 3e-3
     looking_rate: float = 2e-3
     warm_up_steps: int = 150
     weight_decay: float = 0.01

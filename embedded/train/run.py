@@ -44,6 +44,9 @@ from embedded.train.world import World
 from engine.model.autoencoder import LatentDecoder, build_autoencoder
 from engine.profile import ModelProfile, load_profile
 
+DRAWING_PATIENCE_S = 150.0
+"""How long the autoencoder's stage waits for its first shards."""
+
 _TRAIN_AND_TEST: tuple[Split, Split] = ("train", "test")
 
 STAGES = ("data", "autoencoder", "attributes", "flow", "distill", "draw")
@@ -144,11 +147,13 @@ def stage_autoencoder(folders: Folders, arguments: argparse.Namespace, world: Wo
     world.say(f"autoencoder: {json.dumps(measured)}")
     if world.is_first:
         folders.autoencoder.mkdir(parents=True, exist_ok=True)
+        for old in folders.autoencoder.glob("latents-*.pt"):
+            old.unlink()
         export.write_network(export.autoencoder_file(network, profile), folders.autoencoder)
         content = measured | {"settings": dataclasses.asdict(settings)}
         (folders.autoencoder / "measured.json").write_text(json.dumps(content, indent=1) + "\n")
         Report(path=folders.work / "report.json").add("autoencoder", content)
-        for path in folders.autoencoder.iterdir():
+        for path in (folders.autoencoder / profile.files.autoencoder, folders.autoencoder / "measured.json"):
             (folders.out / path.name).write_bytes(path.read_bytes())
         drawn = LatentDecoder(network, profile.autoencoder).decode((latents[:8].float() - shift) * scale)
         pair = np.concatenate([test.images[:8].cpu().numpy(), drawn], axis=1)
@@ -189,6 +194,8 @@ def stage_flow(folders: Folders, arguments: argparse.Namespace, world: World) ->
     )
     content = measured | {"settings": dataclasses.asdict(settings), "pictures": len(corpus)}
     _finish("flow", content, learner, autoencoder, profile, folders, arguments, world)
+    if arguments.distill_seconds:
+        _distill(learner, corpus, latents, autoencoder, profile, folders, arguments, world, arguments.distill_seconds)
 
 
 def stage_distill(folders: Folders, arguments: argparse.Namespace, world: World) -> None:
@@ -197,6 +204,20 @@ def stage_distill(folders: Folders, arguments: argparse.Namespace, world: World)
     teacher, _ = export.read_model(profile, arguments.start or folders.model("flow"))
     teacher.to(world.device).requires_grad_(False)
     corpus, latents = _with_latents(folders, "train", profile, autoencoder, arguments, world)
+    _distill(teacher, corpus, latents, autoencoder, profile, folders, arguments, world, arguments.seconds)
+
+
+def _distill(
+    teacher: Learner,
+    corpus: Corpus,
+    latents: Tensor,
+    autoencoder: Any,
+    profile: ModelProfile,
+    folders: Folders,
+    arguments: argparse.Namespace,
+    world: World,
+    seconds: float,
+) -> None:
     settings = dataclasses.replace(
         DistillSettings(), **_given(arguments, batch="batch", text_gain="text_gain", image_gain="image_gain")
     )
@@ -205,7 +226,7 @@ def stage_distill(folders: Folders, arguments: argparse.Namespace, world: World)
         teacher,
         Batches(corpus, latents, profile, world, seed=arguments.seed + 1),
         settings,
-        seconds=arguments.seconds,
+        seconds=seconds,
         max_steps=arguments.max_steps,
     )
     content = measured | {"settings": dataclasses.asdict(settings)}
@@ -289,9 +310,17 @@ def _with_latents(
     began_s = time.monotonic()
     corpus = load_corpus(folders.data, split, profile, world.device, seed=arguments.data_seed)
     loaded_s = time.monotonic()
-    latents = encoded(autoencoder, corpus.images, dataclasses.replace(world, rank=0, size=1) if is_alone else world)
+    kept = folders.autoencoder / f"latents-{split}.pt"
     params = profile.autoencoder
-    latents = ((latents.float() - params.shift_factor) * params.scale_factor).bfloat16()
+    if kept.is_file():
+        latents = torch.load(kept, map_location=world.device, weights_only=True)
+    if not kept.is_file() or len(latents) != len(corpus):
+        latents = encoded(autoencoder, corpus.images, dataclasses.replace(world, rank=0, size=1) if is_alone else world)
+        latents = ((latents.float() - params.shift_factor) * params.scale_factor).bfloat16()
+        if not is_alone:
+            world.barrier()
+        if world.is_first:
+            torch.save(latents, kept)
     world.say(
         f"{split}: {len(corpus)} pictures of {corpus.num_identities} people read in {loaded_s - began_s:.0f} s, "
         f"encoded in {time.monotonic() - loaded_s:.0f} s"
@@ -300,8 +329,13 @@ def _with_latents(
 
 
 def _wait_for_shards(data: Path, count: int, world: World) -> None:
-    """Until so many shards are whole, or drawing is over."""
+    """Until so many shards are whole, or drawing is over. Raises TimeoutError where nothing comes."""
+    began_s = time.monotonic()
     while len(whole_shards(data)) < count and not (data / "DONE").is_file():
+        if time.monotonic() - began_s > DRAWING_PATIENCE_S:
+            raise TimeoutError(
+                f"{len(whole_shards(data))} of {count} shards after {DRAWING_PATIENCE_S:.0f} s; is drawing on?"
+            )
         time.sleep(1.0)
     world.barrier()
 
@@ -349,6 +383,7 @@ def _arguments() -> argparse.Namespace:
     drawing.add_argument("--identities-per-shard", type=int, default=32)
     drawing.add_argument("--workers", type=int, default=os.cpu_count() or 1)
     learning = parser.add_argument_group("learning; defaults are in each stage's settings")
+    learning.add_argument("--distill-seconds", type=float, default=0.0, help="flow: distil right afterwards, so long")
     learning.add_argument("--wait-shards", type=int, default=1, help="autoencoder: begin when so many are drawn")
     learning.add_argument("--ae-batch", type=int)
     learning.add_argument("--kl-weight", type=float)
