@@ -196,41 +196,13 @@ def forward(networks: Networks, batch: Batch) -> torch.Tensor:
 
 def diffusers_model(bench: Bench, networks: Networks) -> Any:
     """diffusers' transformer over the very same tensors, with its adapter processors."""
-    from diffusers.models.transformers.transformer_flux import FluxTransformer2DModel
-    from diffusers.pipelines.flux.pipeline_flux import FluxPipeline
-
-    from tests.oracles.diffusers_flux import to_diffusers
+    from tests.oracles.diffusers_flux import empty_diffusers_flux, load_adapter_through_diffusers, to_diffusers
 
     params = bench.profile.transformer
     with torch.device("meta"):
-        model = FluxTransformer2DModel(
-            in_channels=params.in_channels,
-            num_layers=params.depth,
-            num_single_layers=params.depth_single_blocks,
-            attention_head_dim=params.hidden_size // params.num_heads,
-            num_attention_heads=params.num_heads,
-            joint_attention_dim=params.context_in_dim,
-            pooled_projection_dim=params.vec_in_dim,
-            guidance_embeds=params.guidance_embed,
-            axes_dims_rope=params.axes_dim,
-        )
+        model = empty_diffusers_flux(params)
     model.load_state_dict(to_diffusers(networks.flux.state_dict(), params), strict=True, assign=True)
-    pipeline = FluxPipeline(
-        scheduler=None,
-        vae=None,
-        text_encoder=None,
-        tokenizer=None,
-        text_encoder_2=None,
-        tokenizer_2=None,
-        transformer=model,
-    )
-    pipeline.load_ip_adapter(
-        bench.model_dir,
-        weight_name=bench.profile.files.adapter,
-        subfolder="",
-        image_encoder_pretrained_model_name_or_path=None,
-        low_cpu_mem_usage=False,
-    )
+    pipeline = load_adapter_through_diffusers(model, bench.model_dir, bench.profile.files.adapter)
     pipeline.set_ip_adapter_scale(1.0)
     return model.to(bench.device, next(networks.flux.parameters()).dtype).eval()
 

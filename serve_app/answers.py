@@ -117,9 +117,9 @@ def _json(drawing: Drawing) -> GenerationAnswer:
             is_cached=face.is_cached,
         ),
         cost_usd=round(drawing.cost_usd, 9),
-        device_s=result.device_s,
+        device_s=round(result.device_s, 6),
         execution_time_s=round(drawing.elapsed_s, 6),
         gpu_type=result.device_name,
-        timings=TimingsBody(**{f"{name}_s": seconds for name, seconds in drawing.timings.items()}),
+        timings=TimingsBody(**{f"{name}_s": round(seconds, 6) for name, seconds in drawing.timings.items()}),
         warnings=drawing.warnings,
     )

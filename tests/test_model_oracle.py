@@ -18,7 +18,7 @@ from engine.profile import DrawnSize
 from engine.sampling import latents, schedule
 from engine.sampling.guidance import euler_step
 from engine.weights.load import build_adapter
-from tests.oracles.diffusers_flux import diffusers_flux, load_adapter_through_diffusers
+from tests.oracles.diffusers_flux import diffusers_flux, load_adapter_through_diffusers, write_adapter
 from tests.tiny import tiny_profile
 
 PROFILE = tiny_profile()
@@ -138,7 +138,7 @@ def test_transformer_without_adapter_equals_diffusers(flux: Flux) -> None:
 @torch.inference_mode()
 def test_transformer_with_adapter_equals_diffusers(flux: Flux, adapter: IPAdapter, tmp_path: Path) -> None:
     oracle = diffusers_flux(flux)
-    load_adapter_through_diffusers(oracle, adapter, tmp_path)
+    load_adapter_through_diffusers(oracle, write_adapter(adapter, tmp_path))
     adapter.inject(flux)
     for seed in range(3):
         sample = Inputs.random(seed)
@@ -153,7 +153,7 @@ def test_transformer_with_adapter_equals_diffusers(flux: Flux, adapter: IPAdapte
 @torch.inference_mode()
 def test_four_step_trajectory_equals_diffusers(flux: Flux, adapter: IPAdapter, tmp_path: Path) -> None:
     oracle = diffusers_flux(flux)
-    load_adapter_through_diffusers(oracle, adapter, tmp_path)
+    load_adapter_through_diffusers(oracle, write_adapter(adapter, tmp_path))
     adapter.inject(flux)
     start = dataclasses.replace(Inputs.random(5), scale=1.0)
     sigmas = schedule.sigmas("simple", num_steps=4, num_tokens=SIZE.num_tokens)

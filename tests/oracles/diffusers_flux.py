@@ -80,10 +80,9 @@ def to_diffusers(state: dict[str, Tensor], params: FluxParams) -> dict[str, Tens
     return out
 
 
-def diffusers_flux(flux: Flux) -> FluxTransformer2DModel:
-    """The same network in diffusers' implementation."""
-    params = flux.params
-    model = FluxTransformer2DModel(
+def empty_diffusers_flux(params: FluxParams) -> FluxTransformer2DModel:
+    """diffusers' network of the same sizes, on the current default device, its weights still to come."""
+    return FluxTransformer2DModel(
         in_channels=params.in_channels,
         num_layers=params.depth,
         num_single_layers=params.depth_single_blocks,
@@ -94,13 +93,19 @@ def diffusers_flux(flux: Flux) -> FluxTransformer2DModel:
         guidance_embeds=params.guidance_embed,
         axes_dims_rope=params.axes_dim,
     )
-    model.load_state_dict(to_diffusers(flux.state_dict(), params), strict=True)
+
+
+def diffusers_flux(flux: Flux) -> FluxTransformer2DModel:
+    """The same network in diffusers' implementation."""
+    model = empty_diffusers_flux(flux.params)
+    model.load_state_dict(to_diffusers(flux.state_dict(), flux.params), strict=True)
     return model.to(next(flux.parameters()).dtype).eval()
 
 
-def load_adapter_through_diffusers(model: FluxTransformer2DModel, adapter: IPAdapter, folder: Path) -> None:
-    """Write the adapter in XLabs' layout and let diffusers' own ``load_ip_adapter`` read that file."""
-    save_file(adapter.state_dict(), str(folder / "ip_adapter.safetensors"))
+def load_adapter_through_diffusers(
+    model: FluxTransformer2DModel, folder: str, weight_name: str = "ip_adapter.safetensors"
+) -> FluxPipeline:
+    """Let diffusers' own ``load_ip_adapter`` read a file of XLabs' layout into the network."""
     pipeline = FluxPipeline(
         scheduler=None,
         vae=None,
@@ -111,9 +116,16 @@ def load_adapter_through_diffusers(model: FluxTransformer2DModel, adapter: IPAda
         transformer=model,
     )
     pipeline.load_ip_adapter(
-        str(folder),
-        weight_name="ip_adapter.safetensors",
+        folder,
+        weight_name=weight_name,
         subfolder="",
         image_encoder_pretrained_model_name_or_path=None,
         low_cpu_mem_usage=False,
     )
+    return pipeline
+
+
+def write_adapter(adapter: IPAdapter, folder: Path) -> str:
+    """The adapter as a file of XLabs' layout; its folder, as diffusers wants it."""
+    save_file(adapter.state_dict(), str(folder / "ip_adapter.safetensors"))
+    return str(folder)
