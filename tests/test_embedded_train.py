@@ -34,6 +34,8 @@ from engine.request import Finished, ImageRequest, Reference
 from engine.sampling import latents as latent_tokens
 from engine.weights.load import load_networks
 
+pytestmark = pytest.mark.slow
+
 WORLD = World(rank=0, size=1, device=torch.device("cpu"))
 SPLITS = ("train", "train", "train", "train", "train", "train", "validation", "test")
 VIEWS = 3
