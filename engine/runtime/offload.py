@@ -25,11 +25,6 @@ class Offloaded:
             for name, buffer in layer.named_buffers(recurse=False):
                 layer.register_buffer(name, buffer.to(device), persistent=False)
 
-    @property
-    def config(self) -> Any:
-        """The module's own configuration."""
-        return self.module.config
-
     def __call__(self, **inputs: Any) -> Any:
         """As the module itself, with inputs on the device."""
         return self.module(**inputs)

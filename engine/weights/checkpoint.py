@@ -36,10 +36,6 @@ class Checkpoint:
         """Shape of a tensor, without reading it."""
         return tuple(self._file(key).get_slice(key).get_shape())
 
-    def dtype(self, key: str) -> str:
-        """Precision as stored, in safetensors' words: ``F32``, ``BF16``, ``F8_E4M3`` …"""
-        return str(self._file(key).get_slice(key).get_dtype())
-
     def read(self, key: str, *, device: str, dtype: torch.dtype) -> Tensor:
         """One tensor, converted on the device it goes to."""
         tensor: Tensor = self._file(key).get_tensor(key)

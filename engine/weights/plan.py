@@ -9,7 +9,7 @@ from engine.config import EngineConfig
 from engine.memory import MEMORY_PROFILES, MemoryPlan, MemoryProfileName
 from engine.profile import SIZE_STEP_PX, ModelProfile
 from engine.weights.folder import find, parts
-from engine.weights.load import DTYPES, adapter_tokens, build
+from engine.weights.load import DTYPES, TEXT_ROLES, adapter_tokens, build
 
 ACTIVATION_WIDTHS = 34
 """Peak activations of a step, in multiples of tokens × hidden size × bytes a number: a single block's fused
@@ -35,7 +35,8 @@ def memory_plan(
     }
     visiting: dict[str, int] = {}
     if memory.is_text_offloaded:
-        del weights["t5"], weights["clip"]
+        for role in TEXT_ROLES:
+            del weights[role]
         largest = max(profile.t5.vocab_size * profile.t5.d_model, profile.t5.d_model * profile.t5.d_ff)
         visiting["a visiting text layer"] = largest * dtype_bytes
     # By the native size: a larger picture may still run out of memory, which ends that request and no other.
