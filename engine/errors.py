@@ -7,7 +7,8 @@
     │   ├── ImageTooLargeError       more bytes or pixels than the limits allow
     │   └── FaceNotFoundError        ``face_policy: require`` and no face in the picture
     ├── ModelLoadError               a model folder is incomplete, corrupt or of another model
-    ├── EngineBusyError              the engine's queue is full; try again later
+    ├── EngineBusyError              the engine's queue is full, or too long for the request; says when to try again
+    ├── DeadlineExceededError        the request was not finished within its ``max_wait_s`` or the operator's limit
     ├── RequestCancelledError        the caller went away, or asked to stop
     ├── NumericalError               the network produced infinities or NaN for this request
     ├── OutOfDeviceMemoryError       this request did not fit on the device; others may
@@ -51,7 +52,22 @@ class ModelLoadError(EngineError):
 
 
 class EngineBusyError(EngineError):
-    """The engine already holds as many waiting requests as it may."""
+    """The engine already holds as much waiting work as it may, or can't finish this request within its ``max_wait_s``.
+
+    Attributes:
+        retry_after_s: when the same request would be taken, as far as can be predicted.
+    """
+
+    def __init__(self, message: str, retry_after_s: float = 5.0) -> None:
+        super().__init__(message, retry_after_s)  # args must rebuild the error where it is unpickled
+        self.retry_after_s = retry_after_s
+
+    def __str__(self) -> str:
+        return str(self.args[0])
+
+
+class DeadlineExceededError(EngineError):
+    """The request was not finished within its own ``max_wait_s`` or the operator's time limit."""
 
 
 class RequestCancelledError(EngineError):

@@ -23,6 +23,10 @@ MAX_SEED = 2**63 - 1
 """Seeds are signed 64-bit integers, as ``torch.Generator.manual_seed`` takes them."""
 
 
+PRIORITIES = (0, 1, 2)
+"""Low, normal, high."""
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class Reference:
     """The picture whose person is to be kept, as small as the engine needs it.
@@ -65,6 +69,10 @@ class ImageRequest:
         seed: 0 … 2**63 − 1. Choosing a random one is the caller's business: the engine is deterministic.
         ip_scale: weight of the adapter's image attention, 0 … 1.
         scheduler: ``simple`` is ComfyUI's, ``flux`` moves the shift with the token count.
+        max_wait_s: most seconds from submission to the finished picture; None waits as long as it takes. Refused at
+            once where the work that is here already makes that impossible.
+        priority: 0 low, 1 normal, 2 high. Never starves those below (:mod:`engine.scheduler`).
+        preview_every: a small preview with every so many steps; 0 is none.
     """
 
     request_id: str
@@ -79,6 +87,9 @@ class ImageRequest:
     seed: int = 42
     ip_scale: float = 0.8
     scheduler: SchedulerName = "simple"
+    max_wait_s: float | None = None
+    priority: int = 1
+    preview_every: int = 0
 
     def __post_init__(self) -> None:
         if not self.prompt.strip():
@@ -96,6 +107,12 @@ class ImageRequest:
             raise InvalidRequestError(f"ipadapter_strength must be between 0.0 and 1.0, got {self.ip_scale}")
         if not 0 <= self.seed <= MAX_SEED:
             raise InvalidRequestError(f"seed must be between 0 and {MAX_SEED}, got {self.seed}")
+        if self.max_wait_s is not None and not (math.isfinite(self.max_wait_s) and self.max_wait_s > 0.0):
+            raise InvalidRequestError(f"max_wait_s must be a finite number above 0, got {self.max_wait_s}")
+        if self.priority not in PRIORITIES:
+            raise InvalidRequestError(f"priority must be 0, 1 or 2, got {self.priority}")
+        if self.preview_every < 0:
+            raise InvalidRequestError(f"preview_every must not be negative, got {self.preview_every}")
 
     @property
     def num_passes(self) -> int:
@@ -114,12 +131,31 @@ class StageSeconds:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class Queued:
+    """The request was taken in. First event of every request.
+
+    Attributes:
+        predicted_wait_s: until its first step, as the cost model sees it.
+        predicted_device_s: seconds of the device its own work will take.
+    """
+
+    request_id: str
+    predicted_wait_s: float
+    predicted_device_s: float
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class StepProgress:
-    """``step`` of ``num_steps`` is done."""
+    """``step`` of ``num_steps`` is done.
+
+    Attributes:
+        preview: a cheap estimate of the finished picture, (H/8, W/8, 3), where one was asked for with this step.
+    """
 
     request_id: str
     step: int
     num_steps: int
+    preview: RgbImage | None = None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -151,12 +187,15 @@ class Failed:
     error: Exception
 
 
-EngineEvent = StepProgress | Finished | Failed
+EngineEvent = Queued | StepProgress | Finished | Failed
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class EngineStats:
-    """Counters since the engine started, and what it holds now. The law: see :meth:`is_conserved`."""
+    """Counters since the engine started, and what it holds now. The law: see :meth:`is_conserved`.
+
+    ``queued_device_s`` is the work that is here, waiting and running, in predicted seconds of the device.
+    """
 
     num_submitted: int = 0
     num_finished: int = 0
@@ -167,6 +206,7 @@ class EngineStats:
     num_steps: int = 0
     num_sample_steps: int = 0
     device_s: float = 0.0
+    queued_device_s: float = 0.0
 
     def is_conserved(self) -> bool:
         """Every request that came in is counted exactly once."""

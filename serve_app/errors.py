@@ -10,8 +10,7 @@
     ├── BodyTooLargeError          the body is larger than the limit; not read to its end
     ├── UnsupportedMediaTypeError  the body is not declared as JSON
     ├── TooManyRequestsError       this replica already holds as many requests as it may
-    ├── StageUnavailableError      a stage can't be reached, or died twice under the same request
-    └── DeadlineExceededError      the request took longer than it may
+    └── StageUnavailableError      a stage can't be reached, or died twice under the same request
 
 What a caller sees is the contract's body ``{"error", "type", "details"}``. An error that is not in the table
 is answered with a sentence that says nothing about our insides; the log has it in full.
@@ -90,10 +89,6 @@ class StageUnavailableError(ServeAppError):
     """A stage can't be reached, or died twice under the same request."""
 
 
-class DeadlineExceededError(ServeAppError):
-    """The request took longer than it may."""
-
-
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class Answer:
     """How one class of errors is answered.
@@ -102,7 +97,7 @@ class Answer:
         status: HTTP status.
         type_name: ``type`` in the body; the class's own name where empty.
         public_message: shown instead of the error's own message, where that is meant for operators.
-        retry_after_s: sent as ``Retry-After`` and in the details.
+        retry_after_s: sent as ``Retry-After`` and in the details; an EngineBusyError brings its own.
     """
 
     status: int
@@ -121,7 +116,8 @@ ANSWERS: dict[type[BaseException], Answer] = {
     engine_errors.ModelLoadError: Answer(
         status=503, public_message="The model could not be loaded. Its operator has to look at it.", retry_after_s=60.0
     ),
-    engine_errors.EngineBusyError: Answer(status=429, retry_after_s=5.0),
+    engine_errors.EngineBusyError: Answer(status=429),
+    engine_errors.DeadlineExceededError: Answer(status=504),
     engine_errors.RequestCancelledError: Answer(status=503, retry_after_s=1.0),
     engine_errors.NumericalError: Answer(status=500),
     engine_errors.OutOfDeviceMemoryError: Answer(status=503, retry_after_s=10.0),
@@ -136,7 +132,6 @@ ANSWERS: dict[type[BaseException], Answer] = {
     UnsupportedMediaTypeError: Answer(status=415),
     TooManyRequestsError: Answer(status=429, retry_after_s=2.0),
     StageUnavailableError: Answer(status=503, retry_after_s=5.0),
-    DeadlineExceededError: Answer(status=504),
 }
 """Every error that is answered on purpose. A test holds that no class of either tree is missing."""
 
@@ -165,9 +160,10 @@ def describe(error: BaseException, *, request_id: str) -> ErrorReply:
     if isinstance(error, FieldsError):
         details["fields"] = [dataclasses.asdict(problem) for problem in error.problems]
     headers = {}
-    if answer.retry_after_s is not None:
-        details["retry_after_s"] = answer.retry_after_s
-        headers["Retry-After"] = str(math.ceil(answer.retry_after_s))
+    retry_after_s = error.retry_after_s if isinstance(error, engine_errors.EngineBusyError) else answer.retry_after_s
+    if retry_after_s is not None:
+        details["retry_after_s"] = retry_after_s
+        headers["Retry-After"] = str(math.ceil(retry_after_s))
     body = {
         "error": answer.public_message or str(error),
         "type": answer.type_name or type(error).__name__,

@@ -13,7 +13,7 @@ from typing import Any, Final
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from engine.errors import ImageTooLargeError
+from engine.errors import DeadlineExceededError, ImageTooLargeError
 from engine.profile import ModelProfile
 from engine.request import ImageRequest
 from serve_app.answers import Drawing, picture_response
@@ -22,7 +22,6 @@ from serve_app.contract import RANDOM_SEED, GenerationBody, parse_body
 from serve_app.disconnect import ClientGoneError, unless_disconnected
 from serve_app.errors import (
     BodyTimeoutError,
-    DeadlineExceededError,
     TooManyRequestsError,
     describe,
     is_expected,

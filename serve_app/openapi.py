@@ -41,7 +41,7 @@ ERROR_EXAMPLES: Final[tuple[Exception, ...]] = (
     engine_errors.OutOfDeviceMemoryError("the picture did not fit on the device; ask for a smaller one, or try again"),
     engine_errors.EngineStoppedError("the engine is closed"),
     errors.StageUnavailableError("the FluxReplica stage can't be reached; try again shortly"),
-    errors.DeadlineExceededError("the picture was not finished within 300 s"),
+    engine_errors.DeadlineExceededError("the picture was not finished within 300 s"),
     RuntimeError("never shown"),
 )
 """One error of every class that callers can meet; a test holds that none is missing."""
