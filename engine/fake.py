@@ -18,6 +18,7 @@ from engine.request import (
     Failed,
     Finished,
     ImageRequest,
+    Queued,
     RgbImage,
     StageSeconds,
     StepProgress,
@@ -59,6 +60,7 @@ class FakeEngine:
         self._clock = clock
         self._lock = threading.Lock()
         self._jobs: dict[str, _Job] = {}
+        self._queued: list[Queued] = []  # told with the next step
         self._cancelled: set[str] = set()
         self._stats = EngineStats()
         self._is_closed = False
@@ -84,6 +86,7 @@ class FakeEngine:
                 raise InvalidRequestError(f"request id {request.request_id} is already in the engine")
             if len(self._jobs) >= self._max_waiting + self._max_running:
                 raise EngineBusyError(f"{len(self._jobs)} requests are already here")
+            self._queued.append(self._prediction(request))
             self._jobs[request.request_id] = _Job(request=request, drawn=drawn, submitted_s=self._clock())
             self._count(num_submitted=1)
 
@@ -97,8 +100,9 @@ class FakeEngine:
 
     def step(self) -> list[EngineEvent]:
         """Advance the oldest ``max_running`` requests by one step."""
-        events: list[EngineEvent] = []
         with self._lock:
+            events: list[EngineEvent] = [*self._queued]
+            self._queued.clear()
             if self._is_closed:
                 for request_id in list(self._jobs):
                     events.append(self._fail(request_id, EngineStoppedError("the engine is closed")))
@@ -140,6 +144,15 @@ class FakeEngine:
         """See :meth:`engine.protocol.ImageEngine.close`."""
         with self._lock:
             self._is_closed = True
+
+    def _prediction(self, request: ImageRequest) -> Queued:
+        num_ahead = sum(job.request.num_steps - job.num_done for job in self._jobs.values())
+        is_room = len(self._jobs) < self._max_running
+        return Queued(
+            request_id=request.request_id,
+            predicted_wait_s=0.0 if is_room else self._step_s * num_ahead / self._max_running,
+            predicted_device_s=self._step_s * request.num_steps,
+        )
 
     def _advanced(self, job: _Job) -> EngineEvent:
         request = job.request

@@ -15,13 +15,13 @@ from typing import Any, TypeVar
 
 from engine.errors import EngineStoppedError
 from engine.protocol import ImageEngine
-from engine.request import EngineEvent, Failed, Finished, ImageRequest, StepProgress
+from engine.request import EngineEvent, Failed, Finished, ImageRequest, Queued, StepProgress
 
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-ProgressCallback = Callable[[StepProgress], None]
+ProgressCallback = Callable[[Queued | StepProgress], None]
 
 
 @dataclasses.dataclass(slots=True)
@@ -104,7 +104,7 @@ class EngineLoop:
         if caller is None or caller.future.done():
             return
         match event:
-            case StepProgress():
+            case Queued() | StepProgress():
                 if caller.on_progress is not None:
                     caller.on_progress(event)
             case Finished():

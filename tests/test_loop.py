@@ -13,7 +13,7 @@ from engine.errors import EngineStoppedError, InvalidRequestError, RequestCancel
 from engine.fake import FakeEngine, picture
 from engine.loop import EngineLoop
 from engine.profile import load_profile
-from engine.request import EngineEvent, Failed, ImageRequest, StepProgress
+from engine.request import EngineEvent, Failed, ImageRequest, Queued, StepProgress
 
 PROFILE = load_profile("embedded")
 
@@ -63,10 +63,13 @@ def test_progress_reaches_the_caller_it_belongs_to() -> None:
     async def scenario() -> None:
         loop = EngineLoop(FakeEngine(PROFILE))
         loop.start()
-        seen: list[list[StepProgress]] = [[], []]
+        seen: list[list[Queued | StepProgress]] = [[], []]
         await asyncio.gather(*(loop.draw(request(index), seen[index].append) for index in range(2)))
         for index in range(2):
-            assert [(event.request_id, event.step) for event in seen[index]] == [(f"r{index}", 1), (f"r{index}", 2)]
+            queued, *steps = seen[index]
+            assert isinstance(queued, Queued)
+            assert [event.step for event in steps if isinstance(event, StepProgress)] == [1, 2]
+            assert {event.request_id for event in seen[index]} == {f"r{index}"}
         await loop.close()
 
     run(scenario)
