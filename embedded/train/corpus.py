@@ -71,14 +71,22 @@ def load_pictures(shards: list[Path], device: torch.device) -> Tensor:
         return torch.cat(list(pool.map(lambda path: torch.from_numpy(np.load(path)).to(device), shards)))
 
 
-def load_corpus(folder: Path, split: Split, profile: ModelProfile, device: torch.device, *, seed: int) -> Corpus:
-    """Read one split of all whole shards.
+def load_corpus(
+    folder: Path,
+    split: Split,
+    profile: ModelProfile,
+    device: torch.device,
+    *,
+    seed: int,
+    max_shards: int | None = None,
+) -> Corpus:
+    """Read one split of all whole shards, or of the first ``max_shards`` of them.
 
     Raises:
         FileNotFoundError: no whole shard there.
         ValueError: no picture of this split, or identities with different numbers of views.
     """
-    shards = whole_shards(folder)
+    shards = whole_shards(folder)[:max_shards]
     if not shards:
         raise FileNotFoundError(f"no shards in {folder}; draw them with --stage data")
     with ThreadPoolExecutor(LOADER_THREADS) as pool:

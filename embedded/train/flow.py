@@ -62,10 +62,12 @@ def train_flow(
     checkpoint: Path,
     initial: Learner | None = None,
     max_steps: int | None = None,
+    pause_s: float | None = None,
 ) -> tuple[Learner, dict[str, Any]]:
     """Train for so long in all, from ``checkpoint`` on where there is one.
 
     Args:
+        pause_s: stop after so long in this process, wherever the stage is; the next run goes on from there.
         initial: networks to begin with, where there is no checkpoint; their vision tower is not trained alone again.
 
     Returns:
@@ -84,7 +86,7 @@ def train_flow(
         step, done_s = state["step"], state["done_s"]
         world.say(f"goes on from step {step}, {done_s:.0f} s")
     learner.compile_blocks(world)
-    clock = Clock(world, seconds, max_steps=max_steps, done_s=done_s)
+    clock = Clock(world, seconds, max_steps=max_steps, done_s=done_s, pause_s=pause_s)
     measured: dict[str, Any] = {}
     if step == 0 and initial is None:
         measured["looking"] = _learn_to_look(world, learner, batches, settings, seconds=seconds, max_steps=max_steps)
@@ -92,7 +94,7 @@ def train_flow(
         average = Average(learner, decay=settings.average_decay)
     saved_s, sums, since = clock.elapsed_s, torch.zeros(2, device=world.device), 0
     began_s, began_step = clock.elapsed_s, step
-    while (progress := clock.progress(step)) < 1.0:
+    while (progress := clock.progress(step)) < 1.0 and not clock.is_paused:
         flow_loss, contrast_loss = _losses(world, learner, batches, settings)
         (flow_loss + settings.contrast_weight * contrast_loss).backward()
         world.average_gradients(optimizer.parameters)
@@ -124,6 +126,7 @@ def train_flow(
         "seconds": round(clock.elapsed_s, 1),
         "examples": step * settings.batch * world.size,
         "processes": world.size,
+        "is_whole": progress >= 1.0,
     }
     return average.module.eval(), measured
 

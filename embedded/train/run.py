@@ -47,6 +47,9 @@ from engine.profile import ModelProfile, load_profile
 DRAWING_PATIENCE_S = 150.0
 """How long the autoencoder's stage waits for its first shards."""
 
+TEST_SHARDS = 48
+"""The autoencoder is measured on the unseen people in the first of them: about a thousand pictures."""
+
 _TRAIN_AND_TEST: tuple[Split, Split] = ("train", "test")
 
 STAGES = ("data", "autoencoder", "attributes", "flow", "distill", "draw")
@@ -138,7 +141,7 @@ def stage_autoencoder(folders: Folders, arguments: argparse.Namespace, world: Wo
         seed=arguments.seed,
         max_steps=arguments.max_steps,
     )
-    test = load_corpus(folders.data, "test", profile, world.device, seed=arguments.data_seed)
+    test = load_corpus(folders.data, "test", profile, world.device, seed=arguments.data_seed, max_shards=TEST_SHARDS)
     latents = encoded(network, test.images, dataclasses.replace(world, rank=0, size=1))
     scale, shift = factors(latents)
     profile = export.with_factors(profile, scale, shift)
@@ -191,10 +194,11 @@ def stage_flow(folders: Folders, arguments: argparse.Namespace, world: World) ->
         checkpoint=folders.checkpoint,
         initial=initial,
         max_steps=arguments.max_steps,
+        pause_s=arguments.pause_seconds,
     )
     content = measured | {"settings": dataclasses.asdict(settings), "pictures": len(corpus)}
     _finish("flow", content, learner, autoencoder, profile, folders, arguments, world)
-    if arguments.distill_seconds:
+    if arguments.distill_seconds and measured["is_whole"]:
         _distill(learner, corpus, latents, autoencoder, profile, folders, arguments, world, arguments.distill_seconds)
 
 
@@ -370,6 +374,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--seconds", type=float, default=300.0, help="for the stage's loop; set-up comes on top")
+    parser.add_argument("--pause-seconds", type=float, help="flow: stop after so long; the same command goes on later")
     parser.add_argument("--max-steps", type=int, help="end by steps instead of seconds")
     parser.add_argument("--device", choices=("cpu", "cuda"))
     parser.add_argument("--seed", type=int, default=0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 import sys
 import time
@@ -102,15 +103,26 @@ class Clock:
     """How far a stage is, in seconds: learning rates follow it, and it says when to stop, to all processes alike.
 
     ``max_steps`` ends a stage earlier and makes its progress a matter of steps: for tests, which must not depend on
-    the machine's speed.
+    the machine's speed. ``pause_s`` is how long this process may go on, whatever is left of the stage.
     """
 
-    def __init__(self, world: World, seconds: float, *, max_steps: int | None = None, done_s: float = 0.0) -> None:
+    def __init__(
+        self,
+        world: World,
+        seconds: float,
+        *,
+        max_steps: int | None = None,
+        done_s: float = 0.0,
+        pause_s: float | None = None,
+    ) -> None:
         self._world = world
         self._seconds = seconds
         self._max_steps = max_steps
         self._started_s = time.monotonic() - done_s
+        self._pause_at_s = math.inf if pause_s is None else done_s + pause_s
         self._progress = 0.0
+        self.is_paused = False
+        """As of the last look at :meth:`progress`, on all processes alike."""
 
     @property
     def elapsed_s(self) -> float:
@@ -122,7 +134,11 @@ class Clock:
         if self._max_steps is not None:
             return min(1.0, step / self._max_steps)
         if step % SYNC_EVERY_STEPS == 0 or self._progress >= 1.0:
-            (self._progress,) = self._world.agreed([min(1.0, self.elapsed_s / self._seconds)])
+            elapsed_s = self.elapsed_s
+            self._progress, is_paused = self._world.agreed(
+                [min(1.0, elapsed_s / self._seconds), float(elapsed_s >= self._pause_at_s)]
+            )
+            self.is_paused = is_paused > 0
         return self._progress
 
 
