@@ -14,8 +14,9 @@ from typing import Any, Union, get_args, get_origin
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from serve_app.settings import AppSettings, unknown_key
+from serve_app.settings import AppSettings
 from serve_app.stages import DEPLOYMENTS, FLUX_REPLICA, INGRESS
+from serve_app.strict import unknown_key
 
 IMPORT_PATH = "serve_app.app:build"
 

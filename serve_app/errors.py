@@ -9,6 +9,11 @@
     ├── BodyTimeoutError           the body arrived too slowly
     ├── BodyTooLargeError          the body is larger than the limit; not read to its end
     ├── UnsupportedMediaTypeError  the body is not declared as JSON
+    ├── HeadersTooLargeError       more headers, or longer ones, than anybody needs
+    ├── KeyRequiredError           no API key, or one that is not known
+    ├── KeyDisabledError           an API key that is no longer taken
+    ├── QuotaTooSmallError         the picture takes more of a device than the client may use at all
+    ├── LimitReachedError          the client's rate, quota or concurrency; says when to try again
     ├── TooManyRequestsError       this replica already holds as many requests as it may
     └── StageUnavailableError      a stage can't be reached, or died twice under the same request
 
@@ -34,7 +39,7 @@ class ServeAppError(Exception):
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class FieldProblem:
-    """What is wrong with one field. ``problem`` is a full sentence that starts with the field's name."""
+    """What is wrong with one field. ``problem`` is a full sentence that can stand alone."""
 
     field: str
     problem: str
@@ -81,6 +86,48 @@ class UnsupportedMediaTypeError(ServeAppError):
     """The body is not declared as JSON."""
 
 
+class HeadersTooLargeError(ServeAppError):
+    """More headers, or longer ones, than anybody needs."""
+
+
+class KeyRequiredError(ServeAppError):
+    """No API key, or one that is not known.
+
+    Attributes:
+        challenge: the ``WWW-Authenticate`` header (RFC 6750, section 3).
+    """
+
+    def __init__(self, message: str, is_wrong: bool = False) -> None:
+        super().__init__(message, is_wrong)  # args must rebuild the error where it is unpickled
+        self.challenge = 'Bearer realm="likeness"' + ', error="invalid_token"' * is_wrong
+
+    def __str__(self) -> str:
+        return str(self.args[0])
+
+
+class KeyDisabledError(ServeAppError):
+    """An API key that is no longer taken."""
+
+
+class QuotaTooSmallError(ServeAppError):
+    """The picture takes more of a device than the client may use at all: waiting does not help."""
+
+
+class LimitReachedError(ServeAppError):
+    """The client's rate, quota or concurrency.
+
+    Attributes:
+        retry_after_s: when the same request would be taken, if the client sends no other before.
+    """
+
+    def __init__(self, message: str, retry_after_s: float) -> None:
+        super().__init__(message, retry_after_s)
+        self.retry_after_s = retry_after_s
+
+    def __str__(self) -> str:
+        return str(self.args[0])
+
+
 class TooManyRequestsError(ServeAppError):
     """This replica already holds as many requests as it may."""
 
@@ -97,7 +144,7 @@ class Answer:
         status: HTTP status.
         type_name: ``type`` in the body; the class's own name where empty.
         public_message: shown instead of the error's own message, where that is meant for operators.
-        retry_after_s: sent as ``Retry-After`` and in the details; an EngineBusyError brings its own.
+        retry_after_s: sent as ``Retry-After`` and in the details; some errors bring their own.
     """
 
     status: int
@@ -130,6 +177,11 @@ ANSWERS: dict[type[BaseException], Answer] = {
     BodyTimeoutError: Answer(status=408),
     BodyTooLargeError: Answer(status=413),
     UnsupportedMediaTypeError: Answer(status=415),
+    HeadersTooLargeError: Answer(status=431),
+    KeyRequiredError: Answer(status=401),
+    KeyDisabledError: Answer(status=403),
+    QuotaTooSmallError: Answer(status=403),
+    LimitReachedError: Answer(status=429),
     TooManyRequestsError: Answer(status=429, retry_after_s=2.0),
     StageUnavailableError: Answer(status=503, retry_after_s=5.0),
 }
@@ -157,10 +209,14 @@ def describe(error: BaseException, *, request_id: str) -> ErrorReply:
     error = unwrap(error)
     answer = ANSWERS.get(type(error), INTERNAL_ANSWER)
     details: dict[str, Any] = {"request_id": request_id}
-    if isinstance(error, FieldsError):
-        details["fields"] = [dataclasses.asdict(problem) for problem in error.problems]
+    if problems := field_problems(error):
+        details["fields"] = [dataclasses.asdict(problem) for problem in problems]
     headers = {}
-    retry_after_s = error.retry_after_s if isinstance(error, engine_errors.EngineBusyError) else answer.retry_after_s
+    if isinstance(error, KeyRequiredError):
+        headers["WWW-Authenticate"] = error.challenge
+    retry_after_s = answer.retry_after_s
+    if isinstance(error, engine_errors.EngineBusyError | LimitReachedError):
+        retry_after_s = error.retry_after_s
     if retry_after_s is not None:
         details["retry_after_s"] = retry_after_s
         headers["Retry-After"] = str(math.ceil(retry_after_s))
@@ -170,6 +226,19 @@ def describe(error: BaseException, *, request_id: str) -> ErrorReply:
         "details": details,
     }
     return ErrorReply(status=answer.status, body=body, headers=headers)
+
+
+def field_problems(error: BaseException) -> tuple[FieldProblem, ...]:
+    """The fields of the request that an error is about, as far as it is about any."""
+    match error:
+        case FieldsError():
+            return error.problems
+        case engine_errors.InvalidRequestError():
+            return tuple(FieldProblem(field=field, problem=str(error)) for field in error.fields)
+        case engine_errors.ReferenceImageError():
+            return (FieldProblem(field="reference_image", problem=str(error)),)
+        case _:
+            return ()
 
 
 def is_expected(error: BaseException) -> bool:

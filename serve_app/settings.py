@@ -7,42 +7,21 @@ operator who wants one more GPU replica must not find that number here.
 
 from __future__ import annotations
 
-import difflib
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
 from engine.config import DeviceName, DtypeName, EngineConfig
 from engine.memory import MemoryProfileName
 from engine.profile import ModelProfile, load_profile
+from serve_app.access.settings import AccessSettings
 from serve_app.stages import FacePolicy
+from serve_app.strict import StrictSettings
 
 _MIB = 2**20
 _BASE64_GROWTH = 4 / 3
 _BODY_ALLOWANCE_BYTES = 128 * 1024
 """What a body holds besides the picture: two prompts of a few thousand characters, in any script, and the names."""
-
-
-class StrictSettings(BaseModel):
-    """Settings that refuse what they don't know, and say which name was probably meant."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, protected_namespaces=())
-
-    @model_validator(mode="before")
-    @classmethod
-    def _name_unknown_keys(cls, values: Any) -> Any:
-        if isinstance(values, dict):
-            for key in values:
-                if key not in cls.model_fields:
-                    raise ValueError(unknown_key(key, tuple(cls.model_fields)))
-        return values
-
-
-def unknown_key(key: object, known: tuple[str, ...]) -> str:
-    """``unknown key 'modle_dir'; did you mean 'model_dir'?``"""
-    near = difflib.get_close_matches(str(key), known, n=1)
-    hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(known)}"
-    return f"unknown key {key!r}; {hint}"
 
 
 class FluxEngineSettings(StrictSettings):
@@ -147,6 +126,7 @@ class AppSettings(StrictSettings):
     limits: LimitSettings = Field(default_factory=LimitSettings)
     pictures: PictureSettings = Field(default_factory=PictureSettings)
     prices: PriceSettings = Field(default_factory=PriceSettings)
+    access: AccessSettings = Field(default_factory=AccessSettings)
 
     @model_validator(mode="after")
     def _files_are_named(self) -> AppSettings:
