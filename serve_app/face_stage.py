@@ -19,6 +19,7 @@ from engine.face.detect import YuNetDetector
 from engine.face.prepare import FacePreparer, PreparedFace
 from engine.profile import load_profile
 from engine.request import Embedding, Reference, RgbImage
+from serve_app.scaling.load import WorkClock
 from serve_app.settings import FaceSettings, LimitSettings
 from serve_app.stages import FaceBox, FaceJob, FaceProvider, FaceResult
 
@@ -53,10 +54,16 @@ class FaceStage:
         self._preparer = tools.preparer
         self._encoder = tools.encoder
         self._cache: ByteBudgetCache[str, FaceResult] = ByteBudgetCache(cache_bytes)
+        self._work = WorkClock()
 
     async def prepare(self, job: FaceJob) -> FaceResult:
         """See :meth:`serve_app.stages.Backend.prepare`. Runs in a thread: decoding and CLIP take up to a second."""
-        return await asyncio.to_thread(self._prepare, job)
+        with self._work.working():
+            return await asyncio.to_thread(self._prepare, job)
+
+    async def record_autoscaling_stats(self) -> dict[str, float]:
+        """Asked by Serve, for :mod:`serve_app.scaling.policy`."""
+        return self._work.report()
 
     async def check_health(self) -> None:
         """Asked by Serve and by the ingress: to answer is enough."""
