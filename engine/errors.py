@@ -28,7 +28,18 @@ class EngineError(Exception):
 
 
 class InvalidRequestError(EngineError):
-    """The request's own values can't be served (size, steps, strength …)."""
+    """The request's own values can't be served (size, steps, strength …).
+
+    Attributes:
+        fields: names of the values at fault, as callers know them; empty where it is none in particular.
+    """
+
+    def __init__(self, message: str, fields: tuple[str, ...] = ()) -> None:
+        super().__init__(message, fields)  # args must rebuild the error where it is unpickled
+        self.fields = fields
+
+    def __str__(self) -> str:
+        return str(self.args[0])
 
 
 class ReferenceImageError(EngineError):

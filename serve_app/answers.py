@@ -10,7 +10,7 @@ from starlette.responses import JSONResponse, Response
 from engine.request import ImageRequest
 from serve_app import data_url
 from serve_app.contract_answers import FaceBody, FaceBoxBody, GenerationAnswer, ModelBody, TimingsBody, WarningBody
-from serve_app.negotiation import AnswerForm
+from serve_app.negotiation import EVENT_STREAM, Negotiated, PictureType
 from serve_app.stages import DrawResult, FacePolicy, FaceResult
 
 FACE_FALLBACK: Final = "face_fallback"
@@ -22,13 +22,20 @@ SEVERAL_FACES: Final = "several_faces"
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class Drawing:
-    """Everything known of one request when its picture is done."""
+    """Everything known of one request when its picture is done.
+
+    Attributes:
+        request: as it was asked for.
+        draw_s: seconds from handing it to the Flux stage until the picture was back.
+        elapsed_s: seconds from the first byte read until now.
+    """
 
     request_id: str
     request: ImageRequest
     policy: FacePolicy
     face: FaceResult
     result: DrawResult
+    draw_s: float
     cost_usd: float
     elapsed_s: float
     model_id: str
@@ -37,14 +44,16 @@ class Drawing:
     @property
     def timings(self) -> dict[str, float]:
         """Wall-clock seconds by stage."""
-        stages = self.result.stages
+        stages, compress_s = self.result.stages, self.result.compress_s
+        in_replica_s = stages.queue_s + stages.encode_s + stages.denoise_s + stages.decode_s + compress_s
         return {
             "face": self.face.elapsed_s,
             "queue": stages.queue_s,
             "encode": stages.encode_s,
             "denoise": stages.denoise_s,
             "decode": stages.decode_s,
-            "compress": self.result.compress_s,
+            "compress": compress_s,
+            "route": max(0.0, self.draw_s - in_replica_s),
             "total": self.elapsed_s,
         }
 
@@ -63,12 +72,12 @@ class Drawing:
         return [WarningBody(code=code, message=self.face.warning)]
 
 
-def picture_response(drawing: Drawing, form: AnswerForm) -> Response:
-    """The answer in the negotiated form. The headers are the same in all of them."""
+def picture_response(drawing: Drawing, negotiated: Negotiated) -> Response:
+    """The answer in the negotiated form; an event stream ends with the one in JSON. The headers are always the same."""
     headers = _headers(drawing)
-    if form == "application/json":
-        return JSONResponse(_json(drawing).model_dump(mode="json"), headers=headers)
-    return Response(drawing.result.data, media_type=form, headers=headers)
+    if negotiated.form in ("application/json", EVENT_STREAM):
+        return JSONResponse(_json(drawing, negotiated.picture).model_dump(mode="json"), headers=headers)
+    return Response(drawing.result.data, media_type=negotiated.form, headers=headers)
 
 
 def _headers(drawing: Drawing) -> dict[str, str]:
@@ -95,12 +104,12 @@ def _one_line(text: str) -> str:
     return "".join(char if " " <= char <= "~" else "?" for char in " ".join(text.split()))
 
 
-def _json(drawing: Drawing) -> GenerationAnswer:
+def _json(drawing: Drawing, picture: PictureType) -> GenerationAnswer:
     request, result, face = drawing.request, drawing.result, drawing.face
     box = None if face.box is None else FaceBoxBody(**dataclasses.asdict(face.box))
     return GenerationAnswer(
         request_id=drawing.request_id,
-        image=data_url.build(data_url.Picture(data=result.data, media_type="image/jpeg")),
+        image=data_url.build(data_url.Picture(data=result.data, media_type=picture)),
         width=request.width_px,
         height=request.height_px,
         drawn_width=result.drawn_width_px,

@@ -72,6 +72,8 @@ _MAX_SIDE_PX: Final = 65_536
 _MAX_STEPS: Final = 1_000_000
 """Far above any profile's limit, which speaks for itself; they keep absurd numbers out of messages."""
 
+Priority = Literal["low", "normal", "high"]
+
 Side = Annotated[int, Field(gt=0, le=_MAX_SIDE_PX, multiple_of=SIZE_STEP_PX)]
 
 
@@ -116,6 +118,24 @@ class GenerationBody(BaseModel):
     )
     scheduler: Literal["simple", "flux"] = Field(
         default="simple", description="`simple` is ComfyUI's; `flux` moves the shift with the picture's size."
+    )
+    max_wait_s: float | None = Field(
+        default=None,
+        gt=0.0,
+        allow_inf_nan=False,
+        description="Most seconds from sending to the finished picture. Refused at once with 429 where the work that "
+        "is here already makes that impossible; given up with 504 where it turns out so. Null waits as long as the "
+        "service allows.",
+    )
+    priority: Priority = Field(
+        default="normal", description="`high` is drawn before `normal`, `low` after it; nobody waits for ever."
+    )
+    preview_every: int = Field(
+        default=0,
+        ge=0,
+        le=_MAX_STEPS,
+        description="A small preview with every so many steps of an event stream; 0 is none. Without an event stream "
+        "it means nothing.",
     )
 
 

@@ -34,11 +34,12 @@ class TimingsBody(BaseModel):
     """Wall-clock seconds by stage. Steps shared with other requests count in full."""
 
     face_s: float
-    queue_s: float
+    queue_s: float = Field(description="Waiting in the engine.")
     encode_s: float
     denoise_s: float
     decode_s: float
     compress_s: float = Field(description="Writing the JPEG, PNG or WebP.")
+    route_s: float = Field(description="On the way to a replica and back: waiting for one with room, and transport.")
     total_s: float = Field(description="From the first byte read to the answer; `X-Execution-Time-Sec`.")
 
 
@@ -62,7 +63,9 @@ class GenerationAnswer(BaseModel):
     model_config = ConfigDict(title="GenerationResponse")
 
     request_id: str
-    image: str = Field(description="The picture as a JPEG data URL.")
+    image: str = Field(
+        description="The picture as a data URL: a JPEG, or in an event stream the picture type that `Accept` names too."
+    )
     width: int
     height: int
     drawn_width: int = Field(description="Smaller than `width` where the model draws at its native size.")
@@ -92,6 +95,7 @@ class ErrorDetailsBody(BaseModel):
     request_id: str
     fields: list[FieldProblemBody] | None = Field(default=None, description="Every faulty field of the request.")
     retry_after_s: float | None = Field(default=None, description="With 429 and 503: when to try again.")
+    status: int | None = Field(default=None, description="In an event stream: the status this would have had.")
 
 
 class ErrorBody(BaseModel):
@@ -100,6 +104,38 @@ class ErrorBody(BaseModel):
     error: str = Field(description="One sentence a person can act on.")
     type: str = Field(description="The error's class.")
     details: ErrorDetailsBody
+
+
+class StartingEvent(BaseModel):
+    """`starting`: no replica of a stage is ready, so the request waits for one."""
+
+    stage: str
+    elapsed_s: float
+    expected_s: float | None = Field(description="Null where this service has not started one yet.")
+    message: str
+
+
+class QueuedEvent(BaseModel):
+    """`queued`: a replica took the request in."""
+
+    position: int = Field(description="Among the requests of that replica; 1 where there is no other.")
+    predicted_wait_s: float = Field(description="Until the first step.")
+    predicted_device_s: float = Field(description="Seconds of the device that this request takes.")
+
+
+class StepEvent(BaseModel):
+    """`step`: so many steps are done."""
+
+    step: int
+    num_steps: int
+    remaining_s: float = Field(description="Until the last step, at the present pace.")
+    preview: str | None = Field(description="With every `preview_every`-th step: a small JPEG as a data URL.")
+
+
+class RestartedEvent(BaseModel):
+    """`restarted`: the replica ended under the request; the steps begin again, and lead to the same picture."""
+
+    message: str = "the replica that drew this ended; another begins again"
 
 
 class SizeBody(BaseModel):

@@ -66,7 +66,9 @@ if ($$("try")) {
       image.src = URL.createObjectURL(await answer.blob());
       $$("answer").append(image);
     } else {
-      shown.textContent += "\\n\\n" + await answer.text();
+      shown.textContent += "\\n\\n";
+      const text = answer.body.pipeThrough(new TextDecoderStream()).getReader();
+      for (let part = await text.read(); !part.done; part = await text.read()) { shown.textContent += part.value; }
     }
   };
   fill();
@@ -119,7 +121,13 @@ def _kind(field: Mapping[str, Any]) -> str:
         return " | ".join(json.dumps(value) for value in field["enum"])
     bounds = [
         f"{word} {_number(field[key])}"
-        for key, word in (("minimum", "≥"), ("maximum", "≤"), ("multipleOf", "multiple of"), ("maxLength", "length ≤"))
+        for key, word in (
+            ("minimum", "≥"),
+            ("exclusiveMinimum", ">"),
+            ("maximum", "≤"),
+            ("multipleOf", "multiple of"),
+            ("maxLength", "length ≤"),
+        )
         if key in field
     ]
     return ", ".join([str(field["type"]), *bounds])
@@ -158,11 +166,16 @@ def _details(response: Mapping[str, Any], spec: Mapping[str, Any]) -> Iterator[s
     for media_type, content in response.get("content", {}).items():
         yield f"<p><code>{_text(media_type)}</code></p>"
         for example in content.get("examples", {}).values():
-            yield f"<pre>{_text(json.dumps(example['value'], indent=1, ensure_ascii=False))}</pre>"
+            yield f"<pre>{_example(example['value'])}</pre>"
         reference = content.get("schema", {}).get("$ref")
         if reference and "examples" not in content:
             schema = spec["components"]["schemas"][reference.rpartition("/")[2]]
             yield f"<pre>{_text(json.dumps(schema['properties'], indent=1, ensure_ascii=False))}</pre>"
+
+
+def _example(value: Any) -> str:
+    """JSON, or text as it is."""
+    return _text(value if isinstance(value, str) else json.dumps(value, indent=1, ensure_ascii=False))
 
 
 def _text(value: str) -> str:

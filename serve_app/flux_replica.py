@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import time
-from collections.abc import Callable
+from collections.abc import AsyncGenerator, Callable
 from pathlib import Path
 
 from engine.fake import FakeEngine
@@ -13,9 +13,11 @@ from engine.loop import EngineLoop
 from engine.profile import load_profile
 from engine.protocol import ImageEngine
 from engine.request import EngineStats
+from serve_app.draw_progress import DrawProgress
 from serve_app.encode import encode_picture
+from serve_app.scaling.load import LoadReporter
 from serve_app.settings import FakeEngineSettings, FluxEngineSettings
-from serve_app.stages import DrawJob, DrawResult, EngineWork
+from serve_app.stages import DrawEvent, DrawJob, DrawResult, EngineWork, OnDrawEvent
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -35,11 +37,12 @@ class FluxReplica:
         self._loop = EngineLoop(opened.engine)
         self._device_name = opened.device_name
         self._told = EngineStats()
+        self._load = LoadReporter()
 
-    async def draw(self, job: DrawJob) -> DrawResult:
+    async def draw(self, job: DrawJob, on_event: OnDrawEvent | None = None) -> DrawResult:
         """See :meth:`serve_app.stages.Backend.draw`."""
         self._loop.start()
-        finished = await self._loop.draw(job.request)
+        finished = await self._loop.draw(job.request, None if on_event is None else self._progress(on_event))
         started_s = time.perf_counter()
         data = await asyncio.to_thread(encode_picture, finished.image, job.encoding)
         return DrawResult(
@@ -53,6 +56,32 @@ class FluxReplica:
             work=self._untold_work(),
         )
 
+    async def draw_streamed(self, job: DrawJob) -> AsyncGenerator[DrawEvent | DrawResult]:
+        """:meth:`draw` as a generator, whose events can travel between processes; the result comes last.
+
+        Closing it, or cancelling the task that waits for its next event, frees the device at the next step.
+        """
+        told: asyncio.Queue[DrawEvent | None] = asyncio.Queue()  # at most one a step, so it needs no bound
+        drawing = asyncio.ensure_future(self.draw(job, told.put_nowait))
+        drawing.add_done_callback(lambda _: told.put_nowait(None))
+        try:
+            while (event := await told.get()) is not None:
+                yield event
+            yield drawing.result()
+        finally:
+            drawing.cancel()
+            await asyncio.gather(drawing, return_exceptions=True)
+
+    async def record_autoscaling_stats(self) -> dict[str, float]:
+        """Asked by Serve, for :mod:`serve_app.scaling.policy`."""
+        stats = self._engine.stats()
+        return self._load.report(
+            owed_s=stats.queued_device_s,
+            done_s=stats.device_s,
+            num_requests=stats.num_waiting + stats.num_running,
+            num_done=stats.num_finished,
+        )
+
     async def check_health(self) -> None:
         """Raise where this replica can't serve; Ray then replaces it."""
         self._loop.start()
@@ -61,6 +90,10 @@ class FluxReplica:
     async def close(self) -> None:
         """Stop stepping and let go of the device; whoever waits gets EngineStoppedError."""
         await self._loop.close()
+
+    def _progress(self, on_event: OnDrawEvent) -> DrawProgress:
+        stats = self._engine.stats()
+        return DrawProgress(on_event, position=stats.num_waiting + stats.num_running + 1)
 
     def _untold_work(self) -> EngineWork:
         now, told = self._engine.stats(), self._told
@@ -83,9 +116,7 @@ def open_engine(*, profile_name: str, model_dir: str, settings: FluxEngineSettin
     match settings:
         case FakeEngineSettings():
             device_name = settings.device_name
-            engine = FakeEngine(
-                profile, step_s=settings.step_s, max_running=settings.max_running, max_waiting=settings.max_waiting
-            )
+            engine = FakeEngine(profile, **settings.model_dump(exclude={"kind", "device_name"}))
         case FluxEngineSettings():
             from engine.engine import load_engine  # torch, only where it is needed
 

@@ -13,25 +13,21 @@ from typing import Any, Final
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from engine.errors import DeadlineExceededError, ImageTooLargeError
+from engine.errors import DeadlineExceededError
 from engine.profile import ModelProfile
-from engine.request import ImageRequest
 from serve_app.answers import Drawing, picture_response
+from serve_app.asked import Asked, asked_numbers, encoding
 from serve_app.body import check_content_type, parse_json_object, read_body
 from serve_app.contract import RANDOM_SEED, GenerationBody, parse_body
 from serve_app.disconnect import ClientGoneError, unless_disconnected
-from serve_app.errors import (
-    BodyTimeoutError,
-    TooManyRequestsError,
-    describe,
-    is_expected,
-)
+from serve_app.errors import BodyTimeoutError, TooManyRequestsError, describe, is_expected
+from serve_app.event_stream import answer_with_events
 from serve_app.metrics import IngressMetrics
-from serve_app.negotiation import AnswerForm, choose
+from serve_app.negotiation import Negotiated, negotiate, wants_events
 from serve_app.request_id import request_id_of
 from serve_app.request_log import RequestRecord
 from serve_app.settings import AppSettings
-from serve_app.stages import Backend, DrawJob, FaceJob, FacePolicy, PictureEncoding
+from serve_app.stages import MIN_WAIT_S, Backend, DrawJob, DrawResult, FaceJob, FaceResult, OnDrawEvent
 
 logger = logging.getLogger(__name__)
 
@@ -67,17 +63,27 @@ class Generator:
         self._random_seed = random_seed
         self._num_in_flight = 0
 
+    def use(self, settings: AppSettings) -> None:
+        """Other limits, prices and qualities, from the next request on."""
+        self._settings = settings
+
     async def respond(self, request: Request, parse: BodyParser = parse_body) -> Response:
         """The answer to one request, whatever happens; only cancellation passes through.
 
         Args:
             parse: what the JSON object is read by.
         """
+        if not wants_events(request.headers.get("accept")):
+            return await self._answer(request, parse)
+        return await answer_with_events(lambda on_event: self._answer(request, parse, on_event), self._backend.starting)
+
+    async def _answer(self, request: Request, parse: BodyParser, on_event: OnDrawEvent | None = None) -> Response:
+        """The answer, counted and logged."""
         record = RequestRecord(request_id=request_id_of(request.scope), started_s=self._clock())
         self._num_in_flight += 1
         self._metrics.entered()
         try:
-            response = await self._within_deadline(request, record, parse)
+            response = await self._within_deadline(request, record, parse, on_event)
             record.outcome, record.status = "ok", response.status_code
         except (asyncio.CancelledError, ClientGoneError) as gone:
             record.outcome, record.status = "cancelled", CLIENT_GONE_STATUS
@@ -93,37 +99,47 @@ class Generator:
             record.log()
         return response
 
-    async def _within_deadline(self, request: Request, record: RequestRecord, parse: BodyParser) -> Response:
+    async def _within_deadline(
+        self, request: Request, record: RequestRecord, parse: BodyParser, on_event: OnDrawEvent | None
+    ) -> Response:
         limits = self._settings.limits
         if self._num_in_flight > limits.max_in_flight:
             raise TooManyRequestsError(f"{limits.max_in_flight} requests are being worked on; try again shortly")
+        allowed_s, of_whom = limits.request_timeout_s, "this service allows"
+        loop = asyncio.get_running_loop()
+        started_s = loop.time()
         try:
-            async with asyncio.timeout(limits.request_timeout_s) as deadline:
-                return await self._read_and_draw(request, record, parse)
+            async with asyncio.timeout(allowed_s) as deadline:
+                asked = await self._read(request, record, parse)
+                if asked.request.max_wait_s is not None and asked.request.max_wait_s < allowed_s:
+                    allowed_s, of_whom = asked.request.max_wait_s, "its max_wait_s allows"
+                    deadline.reschedule(started_s + allowed_s)
+                return await unless_disconnected(request, self._draw(asked, record, on_event))
         except TimeoutError:
             if not deadline.expired():
                 raise
             raise DeadlineExceededError(
-                f"the picture was not finished within {limits.request_timeout_s:g} s; ask for fewer steps or a "
+                f"the picture was not finished within the {allowed_s:g} s that {of_whom}; ask for fewer steps or a "
                 "smaller picture, or try again when the service is less busy"
             ) from None
 
-    async def _read_and_draw(self, request: Request, record: RequestRecord, parse: BodyParser) -> Response:
-        form = choose(request.headers.get("accept"))
+    # -- the road of a request -------------------------------------------------------------------------------------
+
+    async def _read(self, request: Request, record: RequestRecord, parse: BodyParser) -> Asked:
+        """What is asked for, with everything checked that can be before anything is spent on it."""
+        negotiated = negotiate(request.headers.get("accept"))
         check_content_type(request.headers)
-        raw = await self._read(request)
+        raw = await self._read_body(request)
         record.num_body_bytes = len(raw)
         body = parse(parse_json_object(raw))
-        del raw
         seed = self._random_seed() if body.seed == RANDOM_SEED else body.seed
-        record.asked = _numbers(body, seed, form)
-        image_request = _image_request(body, seed=seed, request_id=record.request_id)
-        drawn_size = self._profile.check_request(image_request)  # before anything is spent on it
+        record.asked = asked_numbers(body, negotiated, seed=seed)
+        asked = Asked.of(body, negotiated, self._settings, seed=seed, request_id=record.request_id)
+        drawn_size = self._profile.check_request(asked.request)
         record.asked |= {"drawn_width": drawn_size.width_px, "drawn_height": drawn_size.height_px}
-        job = self._face_job(body)
-        return await unless_disconnected(request, self._draw(job, image_request, form, record))
+        return asked
 
-    async def _read(self, request: Request) -> bytes:
+    async def _read_body(self, request: Request) -> bytes:
         limits = self._settings.limits
         try:
             async with asyncio.timeout(limits.body_timeout_s) as deadline:
@@ -133,49 +149,56 @@ class Generator:
                 raise
             raise BodyTimeoutError(f"the body did not arrive within {limits.body_timeout_s:g} s") from None
 
-    def _face_job(self, body: GenerationBody) -> FaceJob:
-        picture, limit = body.reference_image, self._settings.limits.max_reference_bytes
-        if len(picture.data) > limit:
-            raise ImageTooLargeError(f"reference_image must have at most {limit} bytes, got {len(picture.data)}")
-        policy: FacePolicy = body.face_policy or self._settings.face.policy
-        return FaceJob(data=picture.data, media_type=picture.media_type, policy=policy, provider=body.face_provider)
+    async def _draw(self, asked: Asked, record: RequestRecord, on_event: OnDrawEvent | None) -> Response:
+        face = await self._prepare(asked.face_job, record)
+        started_s = self._clock()
+        result = await self._backend.draw(self._draw_job(asked, face, record), on_event)
+        drawing = self._drawing(asked, face, result, record, draw_s=self._clock() - started_s)
+        self._count(drawing, asked.negotiated, record)
+        return picture_response(drawing, asked.negotiated)
 
-    async def _draw(self, job: FaceJob, asked: ImageRequest, form: AnswerForm, record: RequestRecord) -> Response:
+    async def _prepare(self, job: FaceJob, record: RequestRecord) -> FaceResult:
         face = await self._backend.prepare(job)
         self._metrics.face(face)
         record.stages_s["face"] = face.elapsed_s
+        return face
+
+    def _draw_job(self, asked: Asked, face: FaceResult, record: RequestRecord) -> DrawJob:
+        request = asked.request
+        max_wait_s = request.max_wait_s
+        if max_wait_s is not None:  # the engine's clock starts now, the caller's ran all the time
+            max_wait_s = max(MIN_WAIT_S, max_wait_s - (self._clock() - record.started_s))
         # Its own id inside the engine: a caller may use the same X-Request-Id twice at once.
-        engine_id = f"{asked.request_id}.{secrets.token_hex(4)}"
-        request = dataclasses.replace(asked, request_id=engine_id, reference=face.reference)
-        result = await self._backend.draw(DrawJob(request=request, encoding=self._encoding(form)))
-        cost_usd = self._settings.prices.cost_usd(result.device_name, result.device_s)
-        drawing = Drawing(
+        engine_id = f"{request.request_id}.{secrets.token_hex(4)}"
+        return DrawJob(
+            request=dataclasses.replace(request, request_id=engine_id, reference=face.reference, max_wait_s=max_wait_s),
+            encoding=encoding(asked.negotiated.picture, self._settings.pictures),
+        )
+
+    def _drawing(
+        self, asked: Asked, face: FaceResult, result: DrawResult, record: RequestRecord, *, draw_s: float
+    ) -> Drawing:
+        return Drawing(
             request_id=record.request_id,
-            request=asked,
-            policy=job.policy,
+            request=asked.request,
+            policy=asked.face_job.policy,
             face=face,
             result=result,
-            cost_usd=cost_usd,
+            draw_s=draw_s,
+            cost_usd=self._settings.prices.cost_usd(result.device_name, result.device_s),
             elapsed_s=self._clock() - record.started_s,
             model_id=self._profile.name,
             model_title=self._profile.title,
         )
-        record.cost_usd, record.device_s = cost_usd, result.device_s
+
+    def _count(self, drawing: Drawing, negotiated: Negotiated, record: RequestRecord) -> None:
+        result, request = drawing.result, drawing.request
+        record.cost_usd, record.device_s = drawing.cost_usd, result.device_s
         record.stages_s |= {name: seconds for name, seconds in drawing.timings.items() if name != "total"}
-        self._metrics.drawn(result, cost_usd=cost_usd, num_pixels=asked.width_px * asked.height_px, form=form)
+        num_pixels = request.width_px * request.height_px
+        self._metrics.drawn(result, cost_usd=drawing.cost_usd, num_pixels=num_pixels, form=negotiated.form)
         for name, seconds in drawing.timings.items():
             self._metrics.stage(name, seconds)
-        return picture_response(drawing, form)
-
-    def _encoding(self, form: AnswerForm) -> PictureEncoding:
-        pictures = self._settings.pictures
-        match form:
-            case "image/png":
-                return PictureEncoding(format="png", quality=100)
-            case "image/webp":
-                return PictureEncoding(format="webp", quality=pictures.webp_quality)
-            case "image/jpeg" | "application/json":
-                return PictureEncoding(format="jpeg", quality=pictures.jpeg_quality)
 
     def _failure(self, error: Exception, record: RequestRecord) -> Response:
         if not is_expected(error):
@@ -183,25 +206,3 @@ class Generator:
         reply = describe(error, request_id=record.request_id)
         record.outcome, record.status = reply.type_name, reply.status
         return JSONResponse(reply.body, status_code=reply.status, headers=reply.headers)
-
-
-def _image_request(body: GenerationBody, *, seed: int, request_id: str) -> ImageRequest:
-    return ImageRequest(
-        request_id=request_id,
-        prompt=body.prompt,
-        negative_prompt=body.negative_prompt,
-        width_px=body.width,
-        height_px=body.height,
-        num_steps=body.steps,
-        cfg=body.cfg,
-        guidance=body.guidance,
-        seed=seed,
-        ip_scale=body.ipadapter_strength,
-        scheduler=body.scheduler,
-    )
-
-
-def _numbers(body: GenerationBody, seed: int, form: AnswerForm) -> dict[str, Any]:
-    """What was asked for, without a word of the caller's."""
-    numbers = body.model_dump(exclude={"prompt", "negative_prompt", "reference_image"})
-    return {**numbers, "seed": seed, "form": form, "num_prompt_chars": len(body.prompt)}

@@ -3,6 +3,9 @@
 The server's order decides between forms that a caller wants equally, and JPEG comes first: clients that existed before
 there was a choice send ``*/*``, or like axios ``application/json, text/plain, */*``, and must go on getting the JPEG.
 Whoever wants JSON says so plainly, ``Accept: application/json``, or gives everything else a lower ``q``.
+
+An event stream ends with a picture, too: ``Accept: text/event-stream, image/png;q=0.9`` asks for events and a PNG in
+the last of them. A server that knows no events answers the same header with the PNG.
 """
 
 from __future__ import annotations
@@ -13,9 +16,12 @@ from typing import Final, Literal
 
 from serve_app.errors import NotAcceptableError
 
-AnswerForm = Literal["image/jpeg", "image/png", "image/webp", "application/json"]
+PictureType = Literal["image/jpeg", "image/png", "image/webp"]
+AnswerForm = Literal["image/jpeg", "image/png", "image/webp", "application/json", "text/event-stream"]
 
-OFFERS: Final[tuple[AnswerForm, ...]] = ("image/jpeg", "image/png", "image/webp", "application/json")
+PICTURES: Final[tuple[PictureType, ...]] = ("image/jpeg", "image/png", "image/webp")
+EVENT_STREAM: Final = "text/event-stream"
+OFFERS: Final[tuple[AnswerForm, ...]] = (*PICTURES, "application/json", EVENT_STREAM)
 """In the server's order."""
 
 _QVALUE = re.compile(r"(0(\.\d{0,3})?|1(\.0{0,3})?)")
@@ -38,6 +44,37 @@ class _Range:
         return int((self.kind, self.subtype) == ("*", "*"))
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class Negotiated:
+    """The form of the answer, and of the picture in it."""
+
+    form: AnswerForm
+    picture: PictureType
+
+
+def negotiate(accept: str | None) -> Negotiated:
+    """The answer's form and the picture's, from an ``Accept`` header.
+
+    Raises:
+        NotAcceptableError: nothing on offer fits.
+    """
+    form = choose(accept)
+    if form == "application/json":
+        return Negotiated(form=form, picture="image/jpeg")
+    if form != EVENT_STREAM:
+        return Negotiated(form=form, picture=form)
+    ranges = _ranges(accept)
+    return Negotiated(form=form, picture=max(PICTURES, key=lambda picture: _weight(picture, ranges)))
+
+
+def wants_events(accept: str | None) -> bool:
+    """Whether the answer is an event stream."""
+    try:
+        return choose(accept) == EVENT_STREAM
+    except NotAcceptableError:
+        return False
+
+
 def choose(accept: str | None) -> AnswerForm:
     """The best offer for an ``Accept`` header.
 
@@ -47,7 +84,7 @@ def choose(accept: str | None) -> AnswerForm:
     Raises:
         NotAcceptableError: nothing on offer fits.
     """
-    ranges = [parsed for part in (accept or "").split(",") if (parsed := _parse(part)) is not None]
+    ranges = _ranges(accept)
     if not ranges:
         return OFFERS[0]
     weights = {offer: _weight(offer, ranges) for offer in OFFERS}
@@ -58,6 +95,10 @@ def choose(accept: str | None) -> AnswerForm:
     if any(item.kind == "image" and item.q > 0.0 for item in ranges) and OFFERS[0] not in refused:
         return OFFERS[0]
     raise NotAcceptableError(f"the Accept header allows none of {', '.join(OFFERS)}")
+
+
+def _ranges(accept: str | None) -> list[_Range]:
+    return [parsed for part in (accept or "").split(",") if (parsed := _parse(part)) is not None]
 
 
 def _weight(offer: AnswerForm, ranges: list[_Range]) -> float:

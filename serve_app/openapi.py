@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import json
 from typing import Any, Final
 
 from starlette.responses import Response
@@ -13,14 +14,17 @@ from serve_app import errors
 from serve_app.contract import GenerationBody, parse_body
 from serve_app.contract_answers import ErrorBody, GenerationAnswer, ReadyAnswer
 from serve_app.errors import ANSWERS, FieldProblem, FieldsError, describe
+from serve_app.events import HEARTBEAT, drawing_event, last_event
+from serve_app.negotiation import EVENT_STREAM, PICTURES
 from serve_app.sample import SAMPLE_FACE_URL
+from serve_app.stages import FLUX_REPLICA, DrawQueued, DrawRestarted, DrawStep, StageStarting
 from serve_app.workflow import graph_from_request
 
 _REQUEST_ID: Final = "3f8a0c52d1e94b7f9d2a6c1b5e804f73"
 
 ERROR_EXAMPLES: Final[tuple[Exception, ...]] = (
     FieldsError((FieldProblem(field="width", problem="width must be a multiple of 16, got 1000"),)),
-    engine_errors.InvalidRequestError("steps must be at most 100, got 10000"),
+    engine_errors.InvalidRequestError("steps must be at most 100, got 10000", fields=("steps",)),
     engine_errors.UnreadableImageError("reference_image is not a complete picture"),
     engine_errors.ImageTooLargeError("reference_image must have at most 20971520 bytes, got 31457280"),
     engine_errors.FaceNotFoundError(
@@ -39,7 +43,7 @@ ERROR_EXAMPLES: Final[tuple[Exception, ...]] = (
     errors.QuotaTooSmallError("this picture takes about 30 s of a device; your quota is 20 s in 3600 s"),
     errors.LimitReachedError("you may send 30 requests a minute; try again in 2 s", 2.0),
     errors.TooManyRequestsError("64 requests are being worked on; try again shortly"),
-    engine_errors.EngineBusyError("256 requests are already waiting"),
+    engine_errors.EngineBusyError("the work that is here takes 58 s, longer than max_wait_s", retry_after_s=41.0),
     engine_errors.ModelLoadError(""),
     engine_errors.RequestCancelledError("the request was cancelled"),
     engine_errors.NumericalError("the network produced infinite values for this request"),
@@ -65,6 +69,22 @@ _HEADERS: Final = {
 }
 
 
+_LATE_ERROR: Final = describe(errors.StageUnavailableError("a stage can't be reached"), request_id=_REQUEST_ID)
+_EVENTS: Final = b"".join(
+    (
+        drawing_event(StageStarting(stage=FLUX_REPLICA, elapsed_s=12.0, expected_s=95.0)),
+        drawing_event(DrawQueued(position=3, predicted_wait_s=1.9, predicted_device_s=4.2)),
+        drawing_event(DrawStep(step=1, num_steps=20, remaining_s=4.0)),
+        drawing_event(DrawStep(step=2, num_steps=20, remaining_s=3.8, preview=b"...")),
+        drawing_event(DrawRestarted()),
+        HEARTBEAT,
+        b'event: done\ndata: {"request_id": "...", "image": "data:image/jpeg;base64,...", ...}\n\n',
+        last_event(_LATE_ERROR.status, json.dumps(_LATE_ERROR.body).encode()),
+    )
+).decode()
+"""One of each; a stream ends with ``done``, the answer in JSON, or with ``error``."""
+
+
 def version() -> str:
     """The installed package's version."""
     return importlib.metadata.version("likeness")
@@ -76,8 +96,10 @@ def description(profile: ModelProfile) -> str:
     return (
         f"Serves **{profile.title}** under the [{profile.licence.name}]({profile.licence.url}); commercial use of its "
         f"weights is {allowed}.\n\nOne photo and a prompt become a picture of the same person. The answer is a JPEG; "
-        "`Accept: image/png`, `image/webp` or `application/json` gives another form. Every error is "
-        '`{"error", "type", "details"}`.\n\nFrom a shell, with the body below in `request.json`:\n\n'
+        "`Accept: image/png`, `image/webp` or `application/json` gives another form, and `text/event-stream` tells how "
+        "it goes until the picture is there; `text/event-stream, image/png;q=0.9` makes it a PNG. Every error is "
+        '`{"error", "type", "details"}`; in a stream, once it began, it is the event `error`.\n\n'
+        "From a shell, with the body below in `request.json`:\n\n"
         "```\ncurl -s http://127.0.0.1:8000/flux-ipadapter-faceid -H 'Content-Type: application/json' "
         "-d @request.json -o out.jpg -D -\n```"
     )
@@ -156,7 +178,10 @@ def _success() -> dict[str, Any]:
     return {
         "description": "The picture, in the form that `Accept` asks for; a JPEG where it doesn't say.",
         "model": GenerationAnswer,
-        "content": {"image/jpeg": binary, "image/png": binary, "image/webp": binary},
+        "content": {
+            **dict.fromkeys(PICTURES, binary),
+            EVENT_STREAM: {"schema": {"type": "string"}, "examples": {"events": {"value": _EVENTS}}},
+        },
         "headers": {name: {"description": text, "schema": {"type": "string"}} for name, text in _HEADERS.items()},
     }
 

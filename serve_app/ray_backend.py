@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
 import functools
 import logging
 import secrets
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from ray import serve
@@ -18,7 +20,20 @@ from ray.serve.handle import DeploymentHandle
 from engine.errors import EngineStoppedError
 from serve_app.errors import StageUnavailableError, TooManyRequestsError, is_expected, unwrap
 from serve_app.readiness import Readiness
-from serve_app.stages import FACE_STAGE, FLUX_REPLICA, DrawJob, DrawResult, FaceJob, FaceResult, StageStatus
+from serve_app.stages import (
+    FACE_STAGE,
+    FLUX_REPLICA,
+    MIN_WAIT_S,
+    DrawJob,
+    DrawRestarted,
+    DrawResult,
+    FaceJob,
+    FaceResult,
+    OnDrawEvent,
+    StageStarting,
+    StageStatus,
+)
+from serve_app.starting import StartingWatch
 
 logger = logging.getLogger(__name__)
 
@@ -40,6 +55,7 @@ class RayBackend:
     ) -> None:
         self._face_stage = face_stage
         self._flux_replica = flux_replica
+        self._flux_streams = flux_replica.options(stream=True)
         self._on_replay = on_replay
         self._readiness = Readiness(
             application=functools.partial(_application, app_name),
@@ -48,6 +64,7 @@ class RayBackend:
                 FLUX_REPLICA: functools.partial(_call, flux_replica.check_health),
             },
         )
+        self._starting = StartingWatch(self._readiness.statuses)
 
     async def prepare(self, job: FaceJob) -> FaceResult:
         """See :meth:`serve_app.stages.Backend.prepare`."""
@@ -55,20 +72,37 @@ class RayBackend:
             result: FaceResult = await _call(self._face_stage.prepare, job)
         except _StageDied:
             self._on_replay(FACE_STAGE)
-            result = await _last_call(FACE_STAGE, self._face_stage.prepare, job)
+            try:
+                result = await _call(self._face_stage.prepare, job)
+            except _StageDied as error:
+                raise _died_twice(FACE_STAGE) from error
         return result
 
-    async def draw(self, job: DrawJob) -> DrawResult:
+    async def draw(self, job: DrawJob, on_event: OnDrawEvent | None = None) -> DrawResult:
         """See :meth:`serve_app.stages.Backend.draw`."""
+        started_s = time.monotonic()
         try:
-            result: DrawResult = await _call(self._flux_replica.draw, job)
+            return await self._draw_once(job, on_event)
         except _StageDied:
             self._on_replay(FLUX_REPLICA)
-            # A new id: the replica may only have been out of reach, and still hold the first run.
-            request_id = f"{job.request.request_id}.{secrets.token_hex(2)}"
-            again = dataclasses.replace(job, request=dataclasses.replace(job.request, request_id=request_id))
-            result = await _last_call(FLUX_REPLICA, self._flux_replica.draw, again)
+        if on_event is not None:
+            on_event(DrawRestarted())
+        try:
+            return await self._draw_once(_again(job, elapsed_s=time.monotonic() - started_s), on_event)
+        except _StageDied as error:
+            raise _died_twice(FLUX_REPLICA) from error
+
+    async def _draw_once(self, job: DrawJob, on_event: OnDrawEvent | None) -> DrawResult:
+        result: DrawResult
+        if on_event is None:
+            result = await _call(self._flux_replica.draw, job)
+        else:
+            result = await _follow(self._flux_streams.draw_streamed, job, on_event)
         return result
+
+    async def starting(self) -> StageStarting | None:
+        """See :class:`serve_app.starting.StartingWatch`."""
+        return await self._starting.starting()
 
     async def statuses(self) -> tuple[StageStatus, ...]:
         """See :class:`serve_app.readiness.Readiness`."""
@@ -91,8 +125,26 @@ def _application(name: str) -> Any:
 async def _call(method: Any, *jobs: Any) -> Any:
     """One call of a stage, its errors in our own words."""
     response = method.remote(*jobs)
-    try:
+    with _in_our_words(response):
         return await response
+
+
+async def _follow(method: Any, job: DrawJob, on_event: OnDrawEvent) -> DrawResult:
+    """One call that tells how it goes; the last that it tells is the result."""
+    response = method.remote(job)
+    with _in_our_words(response):
+        async for event in response:
+            if isinstance(event, DrawResult):
+                return event
+            on_event(event)
+    raise _StageDied  # its replica was stopped, and closed the stream before its end
+
+
+@contextlib.contextmanager
+def _in_our_words(response: Any) -> Iterator[None]:
+    """Ends the remote work where we stop waiting for it, and turns Ray's errors into ours."""
+    try:
+        yield
     except asyncio.CancelledError:
         # Serve cancels nested calls when it cancels us, but not when we give up by ourselves (deadline, disconnect).
         response.cancel()
@@ -114,10 +166,15 @@ async def _call(method: Any, *jobs: Any) -> Any:
         raise StageUnavailableError("a stage can't be reached; try again shortly") from error
 
 
-async def _last_call(stage: str, method: Any, job: Any) -> Any:
-    try:
-        return await _call(method, job)
-    except _StageDied as error:
-        raise StageUnavailableError(
-            f"the {stage} stage ended twice while it worked on this request; try again shortly"
-        ) from error
+def _again(job: DrawJob, *, elapsed_s: float) -> DrawJob:
+    """The same picture, asked for once more after so long."""
+    request, max_wait_s = job.request, job.request.max_wait_s
+    # A new id: the replica may only have been out of reach, and still hold the first run.
+    request_id = f"{request.request_id}.{secrets.token_hex(2)}"
+    if max_wait_s is not None:
+        max_wait_s = max(MIN_WAIT_S, max_wait_s - elapsed_s)
+    return dataclasses.replace(job, request=dataclasses.replace(request, request_id=request_id, max_wait_s=max_wait_s))
+
+
+def _died_twice(stage: str) -> StageUnavailableError:
+    return StageUnavailableError(f"the {stage} stage ended twice while it worked on this request; try again shortly")

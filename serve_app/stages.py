@@ -7,6 +7,7 @@ Flux replica, never the caller's picture, and an encoded file travels back, neve
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import Final, Literal, Protocol
 
 from engine.request import ImageRequest, Reference, StageSeconds
@@ -16,6 +17,9 @@ FACE_STAGE: Final = "FaceStage"
 FLUX_REPLICA: Final = "FluxReplica"
 DEPLOYMENTS: Final = (INGRESS, FACE_STAGE, FLUX_REPLICA)
 """Names of the three deployments, in the order of a request's road."""
+
+MIN_WAIT_S: Final = 1e-3
+"""What is left to the engine of a ``max_wait_s`` that is as good as over; its refusal is the right answer then."""
 
 FacePolicy = Literal["prefer", "require", "ignore"]
 FaceProvider = Literal["CPU", "GPU"]
@@ -130,6 +134,61 @@ class DrawResult:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class StageStarting:
+    """A stage has no replica yet, and requests wait for one.
+
+    Attributes:
+        stage: its name.
+        elapsed_s: how long it has been starting, as far as is known here.
+        expected_s: how long that takes, from the last time; None where it was never seen.
+    """
+
+    stage: str
+    elapsed_s: float
+    expected_s: float | None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class DrawQueued:
+    """A replica took the request in.
+
+    Attributes:
+        position: its place among the requests of that replica as it came; 1 where no other was there.
+        predicted_wait_s: until its first step.
+        predicted_device_s: seconds of the device its own work will take.
+    """
+
+    position: int
+    predicted_wait_s: float
+    predicted_device_s: float
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class DrawStep:
+    """``step`` of ``num_steps`` is done.
+
+    Attributes:
+        remaining_s: until the last step, at the pace of the latest ones.
+        preview: a small JPEG of the picture as it may become, where one was asked for with this step.
+    """
+
+    step: int
+    num_steps: int
+    remaining_s: float
+    preview: bytes | None = None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class DrawRestarted:
+    """The replica ended under the request; another begins again, from the first step to the same picture."""
+
+
+DrawEvent = StageStarting | DrawQueued | DrawStep | DrawRestarted
+
+OnDrawEvent = Callable[[DrawEvent], None]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class StageStatus:
     """Whether a stage can serve, and if not, why, in words for an operator's eyes at a load balancer."""
 
@@ -150,13 +209,20 @@ class Backend(Protocol):
         """
         ...
 
-    async def draw(self, job: DrawJob) -> DrawResult:
+    async def draw(self, job: DrawJob, on_event: OnDrawEvent | None = None) -> DrawResult:
         """Draw one picture. Cancelling the awaiting task frees the device at the next step.
+
+        Args:
+            on_event: hears how it goes. Without it nothing but the result travels between the stages.
 
         Raises:
             EngineError: see :mod:`engine.errors`.
             StageUnavailableError: the stage can't be reached.
         """
+        ...
+
+    async def starting(self) -> StageStarting | None:
+        """The stage that requests have to wait for because it has no replica yet; never raises."""
         ...
 
     async def statuses(self) -> tuple[StageStatus, ...]:

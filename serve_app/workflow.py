@@ -6,7 +6,8 @@ does not do is refused, naming the node; nothing is ignored silently.
 
 Two things the original graph can't say travel in it all the same, so that no request is lost on the way:
 ``FluxGuidance`` (ComfyUI's own node) between the prompt and the sampler, and the face policy in ``LoadImage``'s
-``_meta``. The sampler's scheduler may be ``flux`` besides ``simple``.
+``_meta``. The sampler's scheduler may be ``flux`` besides ``simple``. How the request is to be treated is no part of a
+picture, and stands beside the nodes: ``max_wait_s``, ``priority`` and ``preview_every``, in the graph or its envelope.
 """
 
 from __future__ import annotations
@@ -20,10 +21,16 @@ from serve_app.contract import GenerationBody, parse_body
 from serve_app.data_url import build
 from serve_app.errors import FieldProblem, FieldsError
 
-Graph = dict[str, dict[str, Any]]
-"""ComfyUI's API format: node id → ``class_type``, ``inputs`` (values, or links ``[node id, output]``), ``_meta``."""
+Graph = dict[str, Any]
+"""ComfyUI's API format: node id → ``class_type``, ``inputs`` (values, or links ``[node id, output]``), ``_meta``; and
+:data:`TREATMENT_FIELDS` where they are not the default."""
 
-ENVELOPE_KEYS: Final = frozenset({"prompt", "client_id", "prompt_id", "extra_data", "number", "front"})
+TREATMENT_FIELDS: Final = ("max_wait_s", "priority", "preview_every")
+"""Fields of the request that say how it is treated, whatever the picture. ComfyUI's node ids are numbers."""
+
+ENVELOPE_KEYS: Final = frozenset(
+    {"prompt", "client_id", "prompt_id", "extra_data", "number", "front", *TREATMENT_FIELDS}
+)
 """What ComfyUI's own ``POST /prompt`` wraps a graph in; all but the graph concern its queue, which is not ours."""
 
 FACE_POLICY_META: Final = "face_policy"
@@ -96,12 +103,14 @@ def request_from_graph(body: Mapping[str, Any]) -> GenerationBody:
         FieldsError: the graph holds an unknown node or input, a link that leads elsewhere than the original's, a
             setting that is not served, or a value that the request refuses; each named as ``node.inputs.name``.
     """
-    reader = _Reader(_graph_of(body))
+    graph = _graph_of(body)
+    treatment = {name: value for part in (body, graph) for name, value in part.items() if name in TREATMENT_FIELDS}
+    reader = _Reader({node_id: node for node_id, node in graph.items() if node_id not in TREATMENT_FIELDS})
     save = reader.only("SaveImage")
     reader.visit(save)
     reader.raise_problems()
     try:
-        return parse_body(reader.values)
+        return parse_body(reader.values | treatment)
     except FieldsError as error:
         raise FieldsError(tuple(reader.located(problem) for problem in error.problems)) from None
 
@@ -111,7 +120,8 @@ def graph_from_request(body: GenerationBody) -> Graph:
     load_image = _node("LoadImage", image=build(body.reference_image), upload="image")
     if body.face_policy is not None:
         load_image["_meta"] = {**load_image["_meta"], FACE_POLICY_META: body.face_policy}
-    return {
+    treatment = body.model_dump(include=set(TREATMENT_FIELDS), exclude_defaults=True)
+    return treatment | {
         "1": _node("UNETLoader", unet_name="flux1-dev.safetensors", weight_dtype="default"),
         "2": _node("DualCLIPLoader", clip_name1="t5xxl_fp16.safetensors", clip_name2="clip_l.safetensors", type="flux"),
         "3": _node("VAELoader", vae_name="ae.safetensors"),

@@ -22,7 +22,16 @@ from serve_app.ingress import make_app
 from serve_app.metrics import IngressMetrics
 from serve_app.sample import SAMPLE_FACE_URL
 from serve_app.settings import AppSettings
-from serve_app.stages import DEPLOYMENTS, DrawJob, DrawResult, FaceJob, FaceResult, StageStatus
+from serve_app.stages import (
+    DEPLOYMENTS,
+    DrawJob,
+    DrawResult,
+    FaceJob,
+    FaceResult,
+    OnDrawEvent,
+    StageStarting,
+    StageStatus,
+)
 
 FAKE_SETTINGS = {
     "profile": "embedded",
@@ -63,6 +72,7 @@ class StagesInProcess:
     Attributes:
         prepare_error, draw_error: raised instead of an answer.
         not_ready: stages that say so.
+        being_started: the stage that requests are told to wait for.
     """
 
     engine: FakeEngine
@@ -71,6 +81,7 @@ class StagesInProcess:
     prepare_error: BaseException | None = None
     draw_error: BaseException | None = None
     not_ready: frozenset[str] = frozenset()
+    being_started: StageStarting | None = None
     drawn: list[DrawJob] = dataclasses.field(default_factory=list)
     prepared: list[FaceJob] = dataclasses.field(default_factory=list)
 
@@ -80,11 +91,14 @@ class StagesInProcess:
             raise self.prepare_error
         return await self.face_stage.prepare(job)
 
-    async def draw(self, job: DrawJob) -> DrawResult:
+    async def draw(self, job: DrawJob, on_event: OnDrawEvent | None = None) -> DrawResult:
         self.drawn.append(job)
         if self.draw_error is not None:
             raise self.draw_error
-        return await self.replica.draw(job)
+        return await self.replica.draw(job, on_event)
+
+    async def starting(self) -> StageStarting | None:
+        return self.being_started
 
     async def statuses(self) -> tuple[StageStatus, ...]:
         return tuple(

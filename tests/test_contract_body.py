@@ -36,6 +36,9 @@ def test_defaults_are_the_contracts() -> None:
         "guidance": 3.5,
         "face_policy": None,
         "scheduler": "simple",
+        "max_wait_s": None,
+        "priority": "normal",
+        "preview_every": 0,
     }
     assert parsed.model_dump(exclude={"prompt", "reference_image"}) == contract
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from serve_app.errors import NotAcceptableError
 from serve_app.negotiation import OFFERS, choose
 
-JPEG, PNG, WEBP, JSON = OFFERS
+JPEG, PNG, WEBP, JSON, EVENTS = OFFERS
 
 
 @pytest.mark.parametrize(

@@ -20,6 +20,9 @@ def test_refused(bad: BadRequest) -> None:
         assert bad.says in answer["error"]
         assert answer.keys() == {"error", "type", "details"}
         assert answer["details"]["request_id"] == response.headers["x-request-id"]
+        assert ("fields" in answer["details"]) == (bad in FIELDS + PICTURES or bad.type == "InvalidRequestError")
+        for problem in answer["details"].get("fields", ()):
+            assert problem["field"] in problem["problem"] or bad in PICTURES, "the sentence can stand alone"
         assert not service.stages.drawn
         assert bad in PICTURES or not service.stages.prepared, "nothing may be spent on it"
         assert (await service.draw()).status_code == 200

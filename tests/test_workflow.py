@@ -57,6 +57,9 @@ bodies = st.builds(
     guidance=st.floats(0.0, 30.0),
     face_policy=st.sampled_from([None, "prefer", "require", "ignore"]),
     scheduler=st.sampled_from(["simple", "flux"]),
+    max_wait_s=st.none() | st.floats(0.001, 1000.0),
+    priority=st.sampled_from(["low", "normal", "high"]),
+    preview_every=st.integers(0, 10),
 )
 
 
@@ -72,6 +75,14 @@ def test_node_ids_are_the_caller_s_own_and_comfyui_s_envelope_is_taken() -> None
     wrapped = {"prompt": graph(), "client_id": "abc", "extra_data": {"extra_pnginfo": {}}}
     assert request_from_graph(wrapped) == request_from_graph(graph())
     assert "lora is not part of ComfyUI's prompt envelope" in problem_of({"prompt": graph(), "lora": 1})
+
+
+def test_how_a_request_is_treated_stands_beside_the_nodes() -> None:
+    treatment = {"max_wait_s": 20, "priority": "high", "preview_every": 4}
+    bare, wrapped = graph() | treatment, {"prompt": graph(), "client_id": "abc", **treatment}
+    for sent in (bare, wrapped):
+        assert request_from_graph(sent) == request_from_graph(graph()).model_copy(update=treatment)
+    assert problem_of(graph() | {"priority": "urgent"}).startswith("priority must be 'low', 'normal' or 'high'")
 
 
 @pytest.mark.parametrize(
