@@ -16,12 +16,12 @@ V = TypeVar("V")
 class CacheStats:
     """What a cache did since it was made, and what it holds now. ``size_bytes`` never exceeds ``budget_bytes``."""
 
-    num_hits: int
-    num_misses: int
-    num_evictions: int
-    num_entries: int
-    size_bytes: int
-    budget_bytes: int
+    num_hits: int = 0
+    num_misses: int = 0
+    num_evictions: int = 0
+    num_entries: int = 0
+    size_bytes: int = 0
+    budget_bytes: int = 0
 
 
 class ByteBudgetCache(Generic[K, V]):
@@ -54,6 +54,11 @@ class ByteBudgetCache(Generic[K, V]):
             self._num_hits += 1
             self._entries.move_to_end(key)
             return entry[0]
+
+    def __contains__(self, key: K) -> bool:
+        """Whether a ``get`` would find something; changes neither order nor counters."""
+        with self._lock:
+            return key in self._entries
 
     def put(self, key: K, value: V, *, size_bytes: int) -> bool:
         """Store ``value``, in place of what ``key`` held, and evict what was used longest ago until all fits.

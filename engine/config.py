@@ -7,6 +7,7 @@ from typing import Literal
 
 from engine.memory import MemoryProfileName
 from engine.profile import ModelProfile
+from engine.scheduler import PolicyName
 
 DeviceName = Literal["cpu", "cuda"]
 DtypeName = Literal["float32", "bfloat16"]
@@ -25,7 +26,10 @@ class EngineConfig:
         cpu_threads: threads of a CPU device; None leaves it to torch.
         max_batch_samples: forward-pass rows of a step; a request with cfg > 1 takes two.
         max_batch_tokens: image and text tokens of a step, over all rows. One request larger than this runs alone.
-        max_waiting: requests that may wait inside the engine; more are refused.
+        policy: who takes part in a step; see :mod:`engine.scheduler`.
+        max_waiting: requests that may wait for their first step; more are refused.
+        max_queued_device_s: predicted seconds of work that may be here, waiting and running; more is refused. As long
+            as callers usually wait at most: work that nobody waits for any more is not worth taking in.
         text_cache_bytes, image_cache_bytes: budgets of the caches of text embeddings and of image prompts.
     """
 
@@ -37,7 +41,9 @@ class EngineConfig:
     cpu_threads: int | None = None
     max_batch_samples: int = 8
     max_batch_tokens: int = 8192
+    policy: PolicyName = "shortest_remaining"
     max_waiting: int = 256
+    max_queued_device_s: float = 300.0
     text_cache_bytes: int = 256 * 2**20
     image_cache_bytes: int = 256 * 2**20
 
@@ -50,5 +56,7 @@ class EngineConfig:
         for name in ("text_cache_bytes", "image_cache_bytes"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
+        if self.max_queued_device_s <= 0.0:
+            raise ValueError(f"max_queued_device_s must be above 0, got {self.max_queued_device_s}")
         if self.max_batch_samples < 2:
             raise ValueError("max_batch_samples must be at least 2: a request with cfg > 1 takes two rows")

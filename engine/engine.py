@@ -1,7 +1,7 @@
 """The engine: requests in, pictures out, one denoising step at a time.
 
 ``step`` is the whole story on one screen: take in what changed, choose who takes part, run one step, hand out what is
-done. Who decides is :mod:`engine.scheduler`, who computes is :mod:`engine.runner`, who records is this file.
+done. Who decides is :mod:`engine.scheduler`, who computes is :mod:`engine.runner`, who records is :mod:`engine.ledger`.
 """
 
 from __future__ import annotations
@@ -10,34 +10,34 @@ import dataclasses
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
 
+from engine.calibration import calibrated
 from engine.config import EngineConfig
-from engine.errors import (
-    EngineBusyError,
-    EngineError,
-    EngineStoppedError,
-    InvalidRequestError,
-    NumericalError,
-    OutOfDeviceMemoryError,
-    RequestCancelledError,
-)
+from engine.cost_model import CostMeter, CostModel, RequestWork
+from engine.errors import EngineError, EngineStoppedError, NumericalError, OutOfDeviceMemoryError
+from engine.ledger import Entry, Ledger, Stage
 from engine.memory import MEMORY_PROFILES, check_fits
 from engine.model.image_prompt import ImagePrompt
 from engine.model.text import TextEmbedding
-from engine.profile import DrawnSize, ModelProfile
-from engine.request import EngineEvent, EngineStats, Failed, Finished, ImageRequest, StageSeconds, StepProgress
+from engine.profile import ModelProfile
+from engine.request import EngineEvent, EngineStats, Finished, ImageRequest, Queued, RgbImage, StageSeconds
 from engine.runner import FluxRunner, Row, resized
 from engine.sampling.guidance import euler_step, guided
+from engine.sampling.preview import LatentPreview
 from engine.sampling.schedule import sigmas
-from engine.scheduler import Candidate, SchedulingPolicy, StepBudget, first_come
+from engine.scheduler import StepBudget, make_policy
 from engine.weights.load import load_networks
 from engine.weights.plan import memory_plans
 
 logger = logging.getLogger(__name__)
+
+UNCALIBRATED = CostModel.simple(token_s=1e-4)
+"""A guess that orders requests by size until :meth:`FluxEngine.warm_up` has measured."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -50,55 +50,37 @@ class _Conditions:
 
 @dataclasses.dataclass(kw_only=True, slots=True)
 class _Drawing:
-    """A request's state on the device, from its first step on."""
+    """A request's state on the device, from its first step on. Setting it aside keeps all of it: it is small."""
 
     tokens: Tensor
     position_ids: Tensor
     sigmas: list[float]
     positive: _Conditions
     negative: _Conditions | None
-    num_done: int = 0
-
-    @property
-    def is_done(self) -> bool:
-        return self.num_done == len(self.sigmas) - 1
 
 
-@dataclasses.dataclass(kw_only=True, slots=True)
-class _Job:
-    """A request in the engine."""
-
-    request: ImageRequest
-    size: DrawnSize
-    candidate: Candidate
-    submitted_s: float
-    started_s: float = 0.0
-    encoded_s: float = 0.0
-    device_s: float = 0.0
-    drawing: _Drawing | None = None
+_Job = Entry[_Drawing]
 
 
 class FluxEngine:
     """One model on one device. See :class:`engine.protocol.ImageEngine` for the contract of every method."""
 
     def __init__(
-        self,
-        config: EngineConfig,
-        runner: FluxRunner,
-        *,
-        policy: SchedulingPolicy = first_come,
-        clock: Callable[[], float] = time.monotonic,
+        self, config: EngineConfig, runner: FluxRunner, *, clock: Callable[[], float] = time.monotonic
     ) -> None:
         self._config = config
         self._runner = runner
-        self._policy = policy
         self._clock = clock
-        self._budget = StepBudget(max_samples=config.max_batch_samples, max_tokens=config.max_batch_tokens)
-        self._state = threading.Lock()  # guards the four fields below; held for moments
-        self._jobs: dict[str, _Job] = {}  # in order of arrival
-        self._cancelled: set[str] = set()
-        self._stats = EngineStats()
-        self._stopped: EngineStoppedError | None = None
+        self._meter = CostMeter(UNCALIBRATED)
+        self._preview = LatentPreview.of(config.profile.autoencoder)
+        self._ledger: Ledger[_Drawing] = Ledger(
+            policy=make_policy(config.policy, lambda row_tokens: self._meter.model.step_seconds(row_tokens)),
+            budget=StepBudget(max_samples=config.max_batch_samples, max_tokens=config.max_batch_tokens),
+            meter=self._meter,
+            max_waiting=config.max_waiting,
+            max_queued_device_s=config.max_queued_device_s,
+            clock=clock,
+        )
         self._stepping = threading.Lock()  # held through a step, so that close() never pulls the device from under it
 
     @property
@@ -107,205 +89,185 @@ class FluxEngine:
         return self._config.profile
 
     @property
+    def cost_model(self) -> CostModel:
+        """What work costs here, as known now."""
+        return self._meter.model
+
+    @property
     def has_work(self) -> bool:
         """Whether any request is here."""
-        with self._state:
-            return bool(self._jobs)
+        return self._ledger.has_work
 
-    def submit(self, request: ImageRequest) -> None:
+    def submit(self, request: ImageRequest) -> Queued:
         """Take a request in. Checks it against the profile before anything is computed."""
         size = self.profile.check_request(request)
-        candidate = Candidate(
-            request_id=request.request_id,
+        prompts = {request.prompt} if request.num_passes == 1 else {request.prompt, request.negative_prompt}
+        work = RequestWork(
             num_rows=request.num_passes,
             num_tokens_per_row=self._runner.num_txt + size.num_tokens,
+            num_steps=request.num_steps,
+            num_pixels=size.width_px * size.height_px,
+            num_prompts=sum(prompt not in self._runner.text_cache for prompt in prompts),
+            num_references=self._runner.num_references_to_encode(request.reference),
         )
-        with self._state:
-            if self._stopped is not None:
-                raise self._stopped
-            if request.request_id in self._jobs:
-                raise InvalidRequestError(f"request id {request.request_id} is already in the engine")
-            if self._num_waiting() >= self._config.max_waiting:
-                raise EngineBusyError(f"{self._num_waiting()} requests wait already")
-            self._jobs[request.request_id] = _Job(
-                request=request, size=size, candidate=candidate, submitted_s=self._clock()
-            )
-            self._count(num_submitted=1)
+        return self._ledger.submit(request, size, work)
 
     def cancel(self, request_id: str) -> bool:
         """Drop a request before the next step."""
-        with self._state:
-            is_here = request_id in self._jobs
-            if is_here:
-                self._cancelled.add(request_id)
-            return is_here
+        return self._ledger.cancel(request_id)
 
     def step(self) -> list[EngineEvent]:
         """One denoising step for those who are chosen."""
         with self._stepping:
-            events: list[EngineEvent] = [*self._drop_cancelled()]
-            jobs = self._choose()
+            dropped, jobs = self._ledger.begin_step()
+            events: list[EngineEvent] = [*dropped]
             if not jobs:
                 return events
             try:
                 ready = [job for job in jobs if self._guarded(events, job, self._prepare)]
-                events += self._denoise(ready)
-                for job in ready:
-                    if job.drawing is not None and job.drawing.is_done and job.request.request_id in self._jobs:
+                for job in self._denoise(events, ready):
+                    if job.is_drawn:
                         self._guarded(events, job, lambda job: events.append(self._finish(job)))
             except Exception as error:
                 logger.exception("the engine broke in a step")
-                self._stop(EngineStoppedError("the engine broke; see the replica's log"))
+                self._ledger.stop(EngineStoppedError("the engine broke; see the replica's log"))
                 raise EngineStoppedError("the engine broke; see the replica's log") from error
             return events
 
     def warm_up(self) -> None:
-        """Draw one step of a picture at native size, so that kernels are chosen and memory is taken."""
-        size = self.profile.size
-        request = ImageRequest(
-            request_id="warm-up", prompt="warm up", width_px=size.native_width_px, height_px=size.native_height_px
-        )
-        drawn = size.drawn_size(request.width_px, request.height_px)
-        drawing = self._drawing(request, drawn)
+        """Time every stage at a few sizes: kernels are chosen, memory is taken, and costs are known afterwards."""
         with self._stepping:
-            self._runner.velocity(_rows(drawing, request.guidance))
-            self._runner.decode(drawing.tokens, drawn)
-            self._runner.synchronize()
+            self._meter.model = calibrated(self._runner, self.profile, self._config, clock=self._clock)
+            if self._preview is None:
+                self._preview = LatentPreview.fitted(self._runner.decode_latents, self.profile.autoencoder.z_channels)
 
     def stats(self) -> EngineStats:
         """Counters and current load."""
-        with self._state:
-            num_waiting = self._num_waiting()
-            return dataclasses.replace(self._stats, num_waiting=num_waiting, num_running=len(self._jobs) - num_waiting)
+        return dataclasses.replace(
+            self._ledger.stats(),
+            text_cache=self._runner.text_cache.stats(),
+            image_cache=self._runner.image_cache.stats(),
+        )
 
     def check(self) -> None:
         """Raise EngineStoppedError where the engine can't serve, or lost count of a request."""
-        if self._stopped is not None:
-            raise self._stopped
-        stats = self.stats()
-        if not stats.is_conserved():
-            raise EngineStoppedError(f"requests were lost or counted twice: {stats}")
+        self._ledger.check()
 
     def close(self) -> None:
         """Take nothing further; what is here ends at the next step."""
-        self._stop(EngineStoppedError("the engine is closed"))
+        self._ledger.stop(EngineStoppedError("the engine is closed"))
 
     # -- step, in the order of events ------------------------------------------------------------------------------
-
-    def _drop_cancelled(self) -> list[Failed]:
-        with self._state:
-            if self._stopped is not None:
-                return [self._failed(job, self._stopped) for job in list(self._jobs.values())]
-            dropped = [job for request_id, job in self._jobs.items() if request_id in self._cancelled]
-            self._cancelled.clear()
-            return [self._failed(job, RequestCancelledError("the request was cancelled")) for job in dropped]
-
-    def _choose(self) -> list[_Job]:
-        with self._state:
-            chosen = self._policy([job.candidate for job in self._jobs.values()], self._budget)
-            return [self._jobs[candidate.request_id] for candidate in chosen]
 
     def _prepare(self, job: _Job) -> None:
         """Encode what the request is conditioned on, once."""
         if job.drawing is not None:
             return
-        job.started_s = self._clock()
-        job.drawing = self._drawing(job.request, job.size)
-        self._runner.synchronize()
+        runner, request, size = self._runner, job.request, job.size
+        num_encoded = runner.num_prompts_encoded
+        with self._charged(job, "text") as text:
+            positive = runner.encode_prompt(request.prompt)
+            negative = runner.encode_prompt(request.negative_prompt) if request.num_passes == 2 else None
+        if (num_encoded := runner.num_prompts_encoded - num_encoded) > 0:
+            self._meter.observe_text(num_encoded, text.seconds)
+        num_references = runner.num_references_to_encode(request.reference)
+        with self._charged(job, "vision") as vision:
+            image_prompt, black_prompt = self._image_prompts(request)
+            tokens, position_ids = runner.initial_tokens(request.seed, size), runner.position_ids(size)
+        if num_references:
+            self._meter.observe_vision(num_references, vision.seconds)
+        job.drawing = _Drawing(
+            tokens=tokens,
+            position_ids=position_ids,
+            sigmas=sigmas(request.scheduler, num_steps=request.num_steps, num_tokens=size.num_tokens),
+            positive=_Conditions(text=positive, image_prompt=image_prompt),
+            negative=None if negative is None else _Conditions(text=negative, image_prompt=black_prompt),
+        )
         job.encoded_s = self._clock()
-        self._charge(job, job.encoded_s - job.started_s)
 
-    def _denoise(self, jobs: list[_Job]) -> list[EngineEvent]:
-        """One Euler step for all; where the device has no memory for all at once, one after another."""
-        try:
-            return self._denoise_together(jobs)
-        except torch.OutOfMemoryError:
-            torch.cuda.empty_cache()
-        events: list[EngineEvent] = []
-        for job in jobs:
-            self._guarded(events, job, lambda job: events.extend(self._denoise_together([job])))
-        return events
+    def _image_prompts(self, request: ImageRequest) -> tuple[ImagePrompt, ImagePrompt]:
+        """Those of the positive and of the negative pass."""
+        black = self._runner.black_prompt
+        if request.reference is None:
+            return black.scaled(0.0), black.scaled(0.0)
+        # The negative pass sees a black picture at the same strength (XLabs-AI/x-flux-comfyui nodes.py).
+        prompt = self._runner.encode_reference(request.reference)
+        return prompt.scaled(request.ip_scale), black.scaled(request.ip_scale)
 
-    def _denoise_together(self, jobs: list[_Job]) -> list[EngineEvent]:
+    def _denoise(self, events: list[EngineEvent], jobs: list[_Job]) -> list[_Job]:
+        """One Euler step for all, and who took it; without memory for all at once, one after another."""
         if not jobs:
             return []
+        try:
+            events += self._denoise_together(jobs)
+        except torch.OutOfMemoryError:
+            torch.cuda.empty_cache()
+            return [
+                job
+                for job in jobs
+                if self._guarded(events, job, lambda job: events.extend(self._denoise_together([job])))
+            ]
+        return jobs
+
+    def _denoise_together(self, jobs: list[_Job]) -> Sequence[EngineEvent]:
         started_s = self._clock()
-        rows = [_rows(_of(job), job.request.guidance) for job in jobs]
+        rows = [_rows(job) for job in jobs]
         velocities = iter(self._runner.velocity([row for pair in rows for row in pair]))
         stepped: list[Tensor] = []
+        previews: dict[str, RgbImage] = {}
         for job in jobs:
             drawing = _of(job)
             positive = next(velocities)
             negative = None if drawing.negative is None else next(velocities)
-            sigma, sigma_next = drawing.sigmas[drawing.num_done : drawing.num_done + 2]
+            sigma, sigma_next = drawing.sigmas[job.num_steps_done : job.num_steps_done + 2]
             velocity = guided(positive, negative, job.request.cfg)
             stepped.append(euler_step(drawing.tokens, velocity, sigma=sigma, sigma_next=sigma_next))
+            if self._preview is not None and job.is_preview_due:
+                clean = euler_step(drawing.tokens, velocity, sigma=sigma, sigma_next=0.0)
+                previews[job.request.request_id] = self._preview.image(clean, job.size)
         self._runner.synchronize()
         # Only now, when nothing can fail any more: a step is taken by all of them or by none.
         for job, tokens in zip(jobs, stepped, strict=True):
             _of(job).tokens = tokens
-        return self._record_step(jobs, step_s=self._clock() - started_s)
-
-    def _record_step(self, jobs: list[_Job], *, step_s: float) -> list[EngineEvent]:
-        """Count the step and charge everyone by tokens; the shares add up to the step."""
-        num_tokens = sum(job.candidate.num_tokens for job in jobs)
-        for job in jobs:
-            _of(job).num_done += 1
-            self._charge(job, step_s * job.candidate.num_tokens / num_tokens)
-        with self._state:
-            self._count(num_steps=1, num_sample_steps=len(jobs))
-        return [
-            StepProgress(request_id=job.request.request_id, step=_of(job).num_done, num_steps=job.request.num_steps)
-            for job in jobs
-        ]
+        return self._ledger.step_done(jobs, self._clock() - started_s, previews)
 
     def _finish(self, job: _Job) -> Finished:
         """Decode a drawing whose last step is done."""
-        drawing, request = _of(job), job.request
-        denoised_s = self._clock()
+        drawing, request, size = _of(job), job.request, job.size
         if not torch.isfinite(drawing.tokens).all():
             raise NumericalError("the network produced infinite values for this request")
-        image = self._runner.decode(drawing.tokens, job.size)
-        self._charge(job, self._clock() - denoised_s)
+        denoised_s = self._clock()
+        with self._charged(job, "decode") as decode:
+            image = self._runner.decode(drawing.tokens, size)
+        self._meter.observe_decode(size.width_px * size.height_px, decode.seconds)
         image = resized(image, width_px=request.width_px, height_px=request.height_px)
-        finished = Finished(
+        started_s = job.arrival_s if job.started_s is None else job.started_s
+        self._ledger.finished(job)
+        return Finished(
             request_id=request.request_id,
             image=image,
-            drawn_width_px=job.size.width_px,
-            drawn_height_px=job.size.height_px,
+            drawn_width_px=size.width_px,
+            drawn_height_px=size.height_px,
             stages=StageSeconds(
-                queue_s=job.started_s - job.submitted_s,
-                encode_s=job.encoded_s - job.started_s,
+                queue_s=started_s - job.arrival_s,
+                encode_s=job.encoded_s - started_s,
                 denoise_s=denoised_s - job.encoded_s,
                 decode_s=self._clock() - denoised_s,
             ),
             device_s=job.device_s,
         )
-        with self._state:
-            del self._jobs[request.request_id]
-            self._count(num_finished=1)
-        return finished
 
     # -- helpers ---------------------------------------------------------------------------------------------------
 
-    def _drawing(self, request: ImageRequest, size: DrawnSize) -> _Drawing:
-        runner = self._runner
-        if request.reference is None:
-            image_prompt = runner.black_prompt.scaled(0.0)
-        else:
-            image_prompt = runner.encode_reference(request.reference).scaled(request.ip_scale)
-        negative = None
-        if request.num_passes == 2:
-            # The negative pass sees a black picture at the same strength (XLabs-AI/x-flux-comfyui nodes.py).
-            black = runner.black_prompt.scaled(request.ip_scale if request.reference else 0.0)
-            negative = _Conditions(text=runner.encode_prompt(request.negative_prompt), image_prompt=black)
-        return _Drawing(
-            tokens=runner.initial_tokens(request.seed, size),
-            position_ids=runner.position_ids(size),
-            sigmas=sigmas(request.scheduler, num_steps=request.num_steps, num_tokens=size.num_tokens),
-            positive=_Conditions(text=runner.encode_prompt(request.prompt), image_prompt=image_prompt),
-            negative=negative,
-        )
+    @contextmanager
+    def _charged(self, job: _Job, stage: Stage) -> Iterator[_Stopwatch]:
+        """Charge a request for what the device does for it alone."""
+        watch = _Stopwatch()
+        started_s = self._clock()
+        yield watch
+        self._runner.synchronize()
+        watch.seconds = self._clock() - started_s
+        self._ledger.charge(job, stage, watch.seconds)
 
     def _guarded(self, events: list[EngineEvent], job: _Job, work: Callable[[_Job], None]) -> bool:
         """Run work that concerns one request; what goes wrong for it alone ends it alone."""
@@ -320,33 +282,13 @@ class FluxEngine:
             error = own
         else:
             return True
-        with self._state:
-            events.append(self._failed(job, error))
+        events.append(self._ledger.failed(job, error))
         return False
 
-    def _failed(self, job: _Job, error: EngineError) -> Failed:
-        """End a request without a picture. The caller holds the lock."""
-        del self._jobs[job.request.request_id]
-        is_cancelled = isinstance(error, RequestCancelledError)
-        self._count(num_cancelled=int(is_cancelled), num_failed=int(not is_cancelled))
-        return Failed(request_id=job.request.request_id, error=error)
 
-    def _charge(self, job: _Job, seconds: float) -> None:
-        job.device_s += seconds
-        with self._state:
-            self._count(device_s=seconds)
-
-    def _count(self, **increments: float) -> None:
-        """Add to the counters. The caller holds the lock."""
-        values = {name: getattr(self._stats, name) + by for name, by in increments.items()}
-        self._stats = dataclasses.replace(self._stats, **values)
-
-    def _num_waiting(self) -> int:
-        return sum(job.drawing is None for job in self._jobs.values())
-
-    def _stop(self, error: EngineStoppedError) -> None:
-        with self._state:
-            self._stopped = self._stopped or error
+@dataclasses.dataclass(slots=True)
+class _Stopwatch:
+    seconds: float = 0.0
 
 
 def _of(job: _Job) -> _Drawing:
@@ -354,8 +296,9 @@ def _of(job: _Job) -> _Drawing:
     return job.drawing
 
 
-def _rows(drawing: _Drawing, guidance: float) -> list[Row]:
+def _rows(job: _Job) -> list[Row]:
     """The positive row and, with true guidance, the negative one."""
+    drawing = _of(job)
     passes = [drawing.positive] if drawing.negative is None else [drawing.positive, drawing.negative]
     return [
         Row(
@@ -363,8 +306,8 @@ def _rows(drawing: _Drawing, guidance: float) -> list[Row]:
             position_ids=drawing.position_ids,
             text=conditions.text,
             image_prompt=conditions.image_prompt,
-            sigma=drawing.sigmas[drawing.num_done],
-            guidance=guidance,
+            sigma=drawing.sigmas[job.num_steps_done],
+            guidance=job.request.guidance,
         )
         for conditions in passes
     ]

@@ -1,45 +1,38 @@
-"""An engine without a network: deterministic pictures, chosen latency. For tests and for sizing a cluster."""
+"""An engine without a network: deterministic pictures, chosen latency. For tests and for sizing a cluster.
+
+Taking in, refusing, scheduling, deadlines and counting are those of the real engine (:mod:`engine.ledger`). With an
+injected clock it simulates a device faster than time passes.
+"""
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
-import threading
 import time
 from collections.abc import Callable
 
 import numpy as np
 
-from engine.errors import EngineBusyError, EngineStoppedError, InvalidRequestError, RequestCancelledError
+from engine.cost_model import CostMeter, CostModel, RequestWork
+from engine.errors import EngineStoppedError
+from engine.ledger import Entry, Ledger
 from engine.profile import DrawnSize, ModelProfile
-from engine.request import (
-    EngineEvent,
-    EngineStats,
-    Failed,
-    Finished,
-    ImageRequest,
-    Queued,
-    RgbImage,
-    StageSeconds,
-    StepProgress,
-)
+from engine.request import EngineEvent, EngineStats, Finished, ImageRequest, Queued, RgbImage, StageSeconds
+from engine.scheduler import PolicyName, StepBudget, make_policy
 
-
-@dataclasses.dataclass(slots=True)
-class _Job:
-    request: ImageRequest
-    drawn: DrawnSize
-    submitted_s: float
-    num_done: int = 0
-    started_s: float | None = None
-    device_s: float = 0.0
+UNLIMITED_TOKENS = 2**31
+PREVIEW_STRIDE_PX = 8
 
 
 class FakeEngine:
-    """Takes ``step_s`` seconds a step for everyone together, at most ``max_running`` at a time.
+    """A step takes ``step_s`` and ``token_s`` a token, for everyone who takes part together.
 
     The picture is a colour gradient that depends on everything a real picture depends on (seed, prompts,
     reference, strength, steps, guidance, drawn size), so mixed-up requests show.
+
+    Args:
+        max_running: rows of one step; a request with cfg > 1 takes two.
+        max_batch_tokens: tokens of one step.
+        policy, max_waiting, max_queued_device_s: as in :class:`engine.config.EngineConfig`.
     """
 
     def __init__(
@@ -47,23 +40,27 @@ class FakeEngine:
         profile: ModelProfile,
         *,
         step_s: float = 0.0,
+        token_s: float = 0.0,
         max_running: int = 8,
+        max_batch_tokens: int = UNLIMITED_TOKENS,
+        policy: PolicyName = "shortest_remaining",
         max_waiting: int = 256,
+        max_queued_device_s: float = 300.0,
         sleep: Callable[[float], None] = time.sleep,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._profile = profile
-        self._step_s = step_s
-        self._max_running = max_running
-        self._max_waiting = max_waiting
+        self._cost = CostModel.simple(step_s=step_s, token_s=token_s)
         self._sleep = sleep
         self._clock = clock
-        self._lock = threading.Lock()
-        self._jobs: dict[str, _Job] = {}
-        self._queued: list[Queued] = []  # told with the next step
-        self._cancelled: set[str] = set()
-        self._stats = EngineStats()
-        self._is_closed = False
+        self._ledger: Ledger[None] = Ledger(
+            policy=make_policy(policy, self._cost.step_seconds),
+            budget=StepBudget(max_samples=max_running, max_tokens=max_batch_tokens),
+            meter=CostMeter(self._cost),
+            max_waiting=max_waiting,
+            max_queued_device_s=max_queued_device_s,
+            clock=clock,
+        )
 
     @property
     def profile(self) -> ModelProfile:
@@ -73,112 +70,66 @@ class FakeEngine:
     @property
     def has_work(self) -> bool:
         """Whether any request is here."""
-        with self._lock:
-            return bool(self._jobs)
+        return self._ledger.has_work
 
-    def submit(self, request: ImageRequest) -> None:
+    def submit(self, request: ImageRequest) -> Queued:
         """See :meth:`engine.protocol.ImageEngine.submit`."""
-        drawn = self._profile.check_request(request)
-        with self._lock:
-            if self._is_closed:
-                raise EngineStoppedError("the engine is closed")
-            if request.request_id in self._jobs:
-                raise InvalidRequestError(f"request id {request.request_id} is already in the engine")
-            if len(self._jobs) >= self._max_waiting + self._max_running:
-                raise EngineBusyError(f"{len(self._jobs)} requests are already here")
-            self._queued.append(self._prediction(request))
-            self._jobs[request.request_id] = _Job(request=request, drawn=drawn, submitted_s=self._clock())
-            self._count(num_submitted=1)
+        size = self._profile.check_request(request)
+        work = RequestWork(
+            num_rows=request.num_passes,
+            num_tokens_per_row=self._profile.t5.max_tokens + size.num_tokens,
+            num_steps=request.num_steps,
+            num_pixels=size.width_px * size.height_px,
+        )
+        return self._ledger.submit(request, size, work)
 
     def cancel(self, request_id: str) -> bool:
         """See :meth:`engine.protocol.ImageEngine.cancel`."""
-        with self._lock:
-            is_here = request_id in self._jobs
-            if is_here:
-                self._cancelled.add(request_id)
-            return is_here
+        return self._ledger.cancel(request_id)
 
     def step(self) -> list[EngineEvent]:
-        """Advance the oldest ``max_running`` requests by one step."""
-        with self._lock:
-            events: list[EngineEvent] = [*self._queued]
-            self._queued.clear()
-            if self._is_closed:
-                for request_id in list(self._jobs):
-                    events.append(self._fail(request_id, EngineStoppedError("the engine is closed")))
-                return events
-            for request_id in sorted(self._cancelled & self._jobs.keys()):
-                events.append(self._fail(request_id, RequestCancelledError("the request was cancelled")))
-            self._cancelled.clear()
-            running = list(self._jobs.values())[: self._max_running]
-        if not running:
+        """Sleep through one step of those who are chosen."""
+        failed, entries = self._ledger.begin_step()
+        events: list[EngineEvent] = [*failed]
+        if not entries:
             return events
-        started_s = self._clock()
-        self._sleep(self._step_s)
-        with self._lock:
-            for job in running:
-                job.started_s = started_s if job.started_s is None else job.started_s
-                job.num_done += 1
-                job.device_s += self._step_s / len(running)
-                events.append(self._advanced(job))
-            self._count(num_steps=1, num_sample_steps=len(running), device_s=self._step_s)
-        return events
+        step_s = self._cost.step_seconds([num for entry in entries for num in entry.work.row_tokens])
+        self._sleep(step_s)
+        previews = {entry.request.request_id: _preview(entry) for entry in entries if entry.is_preview_due}
+        events += self._ledger.step_done(entries, step_s, previews)
+        return [*events, *(self._finish(entry) for entry in entries if entry.is_drawn)]
 
     def warm_up(self) -> None:
-        """Nothing to warm up."""
+        """Nothing to warm up, and costs are known."""
 
     def stats(self) -> EngineStats:
         """Counters and current load."""
-        with self._lock:
-            num_running = min(len(self._jobs), self._max_running)
-            return dataclasses.replace(self._stats, num_running=num_running, num_waiting=len(self._jobs) - num_running)
+        return self._ledger.stats()
 
     def check(self) -> None:
         """See :meth:`engine.protocol.ImageEngine.check`."""
-        if self._is_closed:
-            raise EngineStoppedError("the engine is closed")
-        if not self.stats().is_conserved():
-            raise EngineStoppedError(f"requests were lost or counted twice: {self.stats()}")
+        self._ledger.check()
 
     def close(self) -> None:
         """See :meth:`engine.protocol.ImageEngine.close`."""
-        with self._lock:
-            self._is_closed = True
+        self._ledger.stop(EngineStoppedError("the engine is closed"))
 
-    def _prediction(self, request: ImageRequest) -> Queued:
-        num_ahead = sum(job.request.num_steps - job.num_done for job in self._jobs.values())
-        is_room = len(self._jobs) < self._max_running
-        return Queued(
-            request_id=request.request_id,
-            predicted_wait_s=0.0 if is_room else self._step_s * num_ahead / self._max_running,
-            predicted_device_s=self._step_s * request.num_steps,
-        )
-
-    def _advanced(self, job: _Job) -> EngineEvent:
-        request = job.request
-        if job.num_done < request.num_steps:
-            return StepProgress(request_id=request.request_id, step=job.num_done, num_steps=request.num_steps)
-        del self._jobs[request.request_id]
-        self._count(num_finished=1)
-        started_s = job.submitted_s if job.started_s is None else job.started_s
+    def _finish(self, entry: Entry[None]) -> Finished:
+        self._ledger.finished(entry)
+        started_s = entry.arrival_s if entry.started_s is None else entry.started_s
         return Finished(
-            request_id=request.request_id,
-            image=picture(request, job.drawn),
-            drawn_width_px=job.drawn.width_px,
-            drawn_height_px=job.drawn.height_px,
-            stages=StageSeconds(queue_s=started_s - job.submitted_s, denoise_s=self._clock() - started_s),
-            device_s=job.device_s,
+            request_id=entry.request.request_id,
+            image=picture(entry.request, entry.size),
+            drawn_width_px=entry.size.width_px,
+            drawn_height_px=entry.size.height_px,
+            stages=StageSeconds(queue_s=started_s - entry.arrival_s, denoise_s=self._clock() - started_s),
+            device_s=entry.device_s,
         )
 
-    def _fail(self, request_id: str, error: Exception) -> Failed:
-        del self._jobs[request_id]
-        is_cancelled = isinstance(error, RequestCancelledError)
-        self._count(num_cancelled=int(is_cancelled), num_failed=int(not is_cancelled))
-        return Failed(request_id=request_id, error=error)
 
-    def _count(self, **increments: float) -> None:
-        values = {name: getattr(self._stats, name) + by for name, by in increments.items()}
-        self._stats = dataclasses.replace(self._stats, **values)
+def _preview(entry: Entry[None]) -> RgbImage:
+    image: RgbImage = picture(entry.request, entry.size)[::PREVIEW_STRIDE_PX, ::PREVIEW_STRIDE_PX]
+    return image
 
 
 def picture(request: ImageRequest, drawn: DrawnSize) -> RgbImage:

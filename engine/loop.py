@@ -53,11 +53,13 @@ class EngineLoop:
         """
         if self._broken is not None:
             raise self._broken
-        self._engine.submit(request)
+        queued = self._engine.submit(request)
         future: asyncio.Future[Finished] = asyncio.get_running_loop().create_future()
         self._callers[request.request_id] = _Caller(future=future, on_progress=on_progress)
         self._wake.set()
         try:
+            if on_progress is not None:
+                on_progress(queued)
             return await future
         finally:
             # Nothing to cancel where the request ended; where its caller went away, the engine drops it.
@@ -104,13 +106,15 @@ class EngineLoop:
         if caller is None or caller.future.done():
             return
         match event:
-            case Queued() | StepProgress():
+            case StepProgress():
                 if caller.on_progress is not None:
                     caller.on_progress(event)
             case Finished():
                 caller.future.set_result(event)
             case Failed():
                 caller.future.set_exception(event.error)
+            case Queued():
+                pass  # told already, when it was taken in
 
     def _stop(self, error: EngineStoppedError) -> None:
         self._broken = error

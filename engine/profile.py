@@ -58,12 +58,14 @@ class SizePolicy:
             if not self.min_side_px <= value <= self.max_side_px or value % SIZE_STEP_PX:
                 raise InvalidRequestError(
                     f"{name} must be a multiple of {SIZE_STEP_PX} between {self.min_side_px} and "
-                    f"{self.max_side_px} pixels, got {value}"
+                    f"{self.max_side_px} pixels, got {value}",
+                    fields=(name,),
                 )
         if width_px * height_px > self.max_pixels:
             raise InvalidRequestError(
                 f"width × height must be at most {self.max_pixels} pixels, got {width_px} × {height_px} = "
-                f"{width_px * height_px}"
+                f"{width_px * height_px}",
+                fields=("width", "height"),
             )
         native_pixels = self.native_width_px * self.native_height_px
         if self.draw == "requested" or width_px * height_px <= native_pixels:
@@ -174,7 +176,11 @@ class ClipVisionParams:
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class AutoencoderParams:
-    """Sizes of the autoencoder, named as in black-forest-labs/flux ``autoencoder.py``."""
+    """Sizes of the autoencoder, named as in black-forest-labs/flux ``autoencoder.py``.
+
+    ``preview_factors`` (z_channels × 3, row by row) and ``preview_bias`` (3) map latents to colours for previews
+    (:mod:`engine.sampling.preview`); where there are none they are fitted at warm-up.
+    """
 
     ch: int
     ch_mult: tuple[int, ...]
@@ -183,6 +189,16 @@ class AutoencoderParams:
     scale_factor: float
     shift_factor: float
     norm_num_groups: int = 32
+    preview_factors: tuple[float, ...] = ()
+    preview_bias: tuple[float, ...] = ()
+
+    def __post_init__(self) -> None:
+        expected = (3 * self.z_channels, 3) if self.preview_factors else (0, 0)
+        if (len(self.preview_factors), len(self.preview_bias)) != expected:
+            raise ModelLoadError(
+                f"preview_factors and preview_bias must have 3 × z_channels = {3 * self.z_channels} and 3 numbers, "
+                f"got {len(self.preview_factors)} and {len(self.preview_bias)}"
+            )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -227,7 +243,7 @@ class ModelProfile:
         for name, prompt in (("prompt", request.prompt), ("negative_prompt", request.negative_prompt)):
             if len(prompt) > limits.max_prompt_chars:
                 raise InvalidRequestError(
-                    f"{name} must have at most {limits.max_prompt_chars} characters, got {len(prompt)}"
+                    f"{name} must have at most {limits.max_prompt_chars} characters, got {len(prompt)}", fields=(name,)
                 )
         for name, value, ceiling in (
             ("steps", request.num_steps, limits.max_num_steps),
@@ -235,7 +251,7 @@ class ModelProfile:
             ("guidance", request.guidance, limits.max_guidance),
         ):
             if value > ceiling:
-                raise InvalidRequestError(f"{name} must be at most {ceiling}, got {value}")
+                raise InvalidRequestError(f"{name} must be at most {ceiling}, got {value}", fields=(name,))
         return self.size.drawn_size(request.width_px, request.height_px)
 
 
@@ -293,6 +309,10 @@ def _convert(hint: Any, value: Any, *, where: str) -> Any:
         if not isinstance(value, list) or not all(type(item) is int for item in value):
             raise ModelLoadError(f"{where}: expected a list of integers, got {value!r}")
         return tuple(value)
+    if hint == tuple[float, ...]:
+        if not isinstance(value, list) or not all(type(item) in (int, float) for item in value):
+            raise ModelLoadError(f"{where}: expected a list of numbers, got {value!r}")
+        return tuple(map(float, value))
     if hint is float and type(value) in (int, float):
         return float(value)
     if hint in (int, str, bool) and type(value) is hint:

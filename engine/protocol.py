@@ -5,15 +5,16 @@ from __future__ import annotations
 from typing import Protocol
 
 from engine.profile import ModelProfile
-from engine.request import EngineEvent, EngineStats, ImageRequest
+from engine.request import EngineEvent, EngineStats, ImageRequest, Queued
 
 
 class ImageEngine(Protocol):
     """Draws pictures step by step with whoever is in the house.
 
     ``submit``, ``cancel``, ``stats`` and ``has_work`` may be called from any thread at any time, also while a step
-    runs; ``warm_up`` and ``step`` from one thread at a time. A request ends exactly once, with ``Finished`` or
-    ``Failed`` among the events of some ``step``.
+    runs; ``warm_up`` and ``step`` from one thread at a time. A request's first event is what ``submit`` returns. It
+    ends exactly once, with ``Finished`` or ``Failed`` among the events of some ``step``: where it is cancelled or past
+    its ``max_wait_s``, before it takes another step.
     """
 
     @property
@@ -26,12 +27,13 @@ class ImageEngine(Protocol):
         """Whether a ``step`` would do anything."""
         ...
 
-    def submit(self, request: ImageRequest) -> None:
-        """Take a request in; it joins at the next step with room.
+    def submit(self, request: ImageRequest) -> Queued:
+        """Take a request in, and say when its turn will come. It may join at the next step.
 
         Raises:
             InvalidRequestError: the profile does not allow these values, or the id is already here.
-            EngineBusyError: too many requests wait.
+            EngineBusyError: too much work is here, or too much for its ``max_wait_s``; says when to try again.
+            DeadlineExceededError: it takes longer than its ``max_wait_s`` even alone.
             EngineStoppedError: the engine is closed or broken.
         """
         ...
@@ -49,7 +51,7 @@ class ImageEngine(Protocol):
         ...
 
     def warm_up(self) -> None:
-        """Run what the first request would otherwise pay for."""
+        """Run what the first request would otherwise pay for, and measure what work costs here."""
         ...
 
     def stats(self) -> EngineStats:

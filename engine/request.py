@@ -9,6 +9,7 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
+from engine.cache import CacheStats
 from engine.errors import InvalidRequestError
 
 RgbImage = npt.NDArray[np.uint8]
@@ -132,7 +133,7 @@ class StageSeconds:
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class Queued:
-    """The request was taken in. First event of every request.
+    """The request was taken in. First event of every request; ``submit`` returns it.
 
     Attributes:
         predicted_wait_s: until its first step, as the cost model sees it.
@@ -194,21 +195,47 @@ EngineEvent = Queued | StepProgress | Finished | Failed
 class EngineStats:
     """Counters since the engine started, and what it holds now. The law: see :meth:`is_conserved`.
 
-    ``queued_device_s`` is the work that is here, waiting and running, in predicted seconds of the device.
+    Attributes:
+        num_submitted: requests taken in; each ends as exactly one of finished, failed, cancelled, expired.
+        num_expired: ended because their ``max_wait_s`` had passed.
+        num_refused: not taken in, because the queue was too long. Not among those submitted.
+        num_waiting, num_running: here now, before and after their first step.
+        num_steps: forward passes of the whole batch.
+        num_sample_steps: steps summed over the requests in them.
+        num_wasted_steps: those of them that requests without a picture took.
+        num_step_tokens: tokens over all steps; divided by ``num_steps × max_step_tokens``, how full steps were.
+        max_step_tokens: the budget of one step.
+        device_s: seconds the device was busy; the sum of the four stages below.
+        queued_device_s: the work that is here, waiting and running, in predicted seconds of the device.
+        cost_model_error: median of |predicted ÷ measured − 1| over the last steps; None before the first.
+        text_cache: prompt → text embeddings, negative prompts too.
+        image_cache: reference → the adapter's keys and values.
     """
 
     num_submitted: int = 0
     num_finished: int = 0
     num_failed: int = 0
     num_cancelled: int = 0
+    num_expired: int = 0
+    num_refused: int = 0
     num_waiting: int = 0
     num_running: int = 0
     num_steps: int = 0
     num_sample_steps: int = 0
+    num_wasted_steps: int = 0
+    num_step_tokens: int = 0
+    max_step_tokens: int = 0
     device_s: float = 0.0
+    text_s: float = 0.0
+    vision_s: float = 0.0
+    denoise_s: float = 0.0
+    decode_s: float = 0.0
     queued_device_s: float = 0.0
+    cost_model_error: float | None = None
+    text_cache: CacheStats = dataclasses.field(default_factory=CacheStats)
+    image_cache: CacheStats = dataclasses.field(default_factory=CacheStats)
 
     def is_conserved(self) -> bool:
         """Every request that came in is counted exactly once."""
-        ended = self.num_finished + self.num_failed + self.num_cancelled
+        ended = self.num_finished + self.num_failed + self.num_cancelled + self.num_expired
         return self.num_submitted == ended + self.num_waiting + self.num_running

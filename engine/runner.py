@@ -44,7 +44,11 @@ class Row:
 
 
 class FluxRunner:
-    """The networks of one profile on one device, with the caches of what they computed."""
+    """The networks of one profile on one device, with the caches of what they computed.
+
+    The caches are this object's own and live in its process, so what one profile's networks computed can't reach
+    another's: within one profile, content alone is the key.
+    """
 
     def __init__(self, networks: Networks, config: EngineConfig) -> None:
         self._networks = networks
@@ -54,6 +58,7 @@ class FluxRunner:
         self.text_cache: ByteBudgetCache[str, TextEmbedding] = ByteBudgetCache(config.text_cache_bytes)
         self.image_cache: ByteBudgetCache[tuple[str, str], ImagePrompt] = ByteBudgetCache(config.image_cache_bytes)
         self.black_prompt = self._encode_embedding(networks.vision.encode_black())
+        self.num_prompts_encoded = 0
 
     @property
     def num_txt(self) -> int:
@@ -69,24 +74,36 @@ class FluxRunner:
         """T5's and CLIP's states of one prompt, cached by its text."""
         embedding = self.text_cache.get(prompt)
         if embedding is None:
-            embedding = self._networks.text.encode([prompt])[0]
+            embedding = self.encode_prompt_anew(prompt)
             self.text_cache.put(prompt, embedding, size_bytes=embedding.size_bytes)
         return embedding
 
+    def encode_prompt_anew(self, prompt: str) -> TextEmbedding:
+        """:meth:`encode_prompt` past the cache."""
+        self.num_prompts_encoded += 1
+        return self._networks.text.encode([prompt])[0]
+
+    def num_references_to_encode(self, reference: Reference | None) -> int:
+        """1 where CLIP's vision tower has to run for it, else 0."""
+        is_crop = reference is not None and reference.crop is not None
+        return int(is_crop and reference is not None and _image_key(reference) not in self.image_cache)
+
     def encode_reference(self, reference: Reference) -> ImagePrompt:
         """The adapter's keys and values for one reference, of scale 1, cached by its content."""
-        # Where the crop was encoded is part of the key: two precisions differ in the last digits, and the same
-        # request must give the same picture whatever came before it.
-        key = ("embedding" if reference.crop is None else "crop", reference.key)
+        key = _image_key(reference)
         prompt = self.image_cache.get(key)
         if prompt is None:
-            embedding = reference.embedding
-            if embedding is None:
-                assert reference.crop is not None
-                embedding = self._networks.vision.encode(reference.crop[None])[0]
-            prompt = self._encode_embedding(embedding)
+            prompt = self.encode_reference_anew(reference)
             self.image_cache.put(key, prompt, size_bytes=prompt.size_bytes)
         return prompt
+
+    def encode_reference_anew(self, reference: Reference) -> ImagePrompt:
+        """:meth:`encode_reference` past the cache."""
+        embedding = reference.embedding
+        if embedding is None:
+            assert reference.crop is not None
+            embedding = self._networks.vision.encode(reference.crop[None])[0]
+        return self._encode_embedding(embedding)
 
     def initial_tokens(self, seed: int, size: DrawnSize) -> Tensor:
         """Pure noise as tokens, (L, in_channels) float32 on the device."""
@@ -116,7 +133,12 @@ class FluxRunner:
     @torch.inference_mode()
     def decode(self, tokens: Tensor, size: DrawnSize) -> RgbImage:
         """(L, in_channels) noise-free tokens to a picture at its drawn size."""
-        image: RgbImage = self._networks.decoder.decode(latent_tokens.unpack(tokens, size)[None])[0]
+        return self.decode_latents(latent_tokens.unpack(tokens, size))
+
+    @torch.inference_mode()
+    def decode_latents(self, latents: Tensor) -> RgbImage:
+        """(z_channels, H/8, W/8) float32, noise-free, as sampled, to (H, W, 3)."""
+        image: RgbImage = self._networks.decoder.decode(latents.to(self._device)[None])[0]
         return image
 
     @torch.inference_mode()
@@ -126,6 +148,12 @@ class FluxRunner:
             raise InvalidRequestError(f"the reference embedding has shape {embedding.shape}, expected ({expected},)")
         row = torch.from_numpy(embedding.copy()).to(self._device, self._dtype)[None]
         return self._networks.adapter.encode(row)
+
+
+def _image_key(reference: Reference) -> tuple[str, str]:
+    # Where the crop was encoded is part of the key: two precisions differ in the last digits, and the same request
+    # must give the same picture whatever came before it.
+    return ("embedding" if reference.crop is None else "crop", reference.key)
 
 
 def resized(image: RgbImage, *, width_px: int, height_px: int) -> RgbImage:

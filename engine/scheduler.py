@@ -1,9 +1,29 @@
-"""Who takes part in the next step. Plain Python, no torch: decisions are tested on a laptop."""
+"""Who takes part in the next step. Plain Python, no torch, no clock of its own: decisions are tested on a laptop.
+
+A policy sees every request that is here, with the device seconds it still needs, and chooses some whose rows and
+tokens fit the budget of one step. Setting a request aside is cheap: it keeps its latents and nothing else.
+"""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Literal, Protocol
+
+PolicyName = Literal["shortest_remaining", "first_come", "static_batches"]
+
+StepSeconds = Callable[[Sequence[int]], float]
+"""Predicted seconds of a step over rows of so many tokens (:meth:`engine.cost_model.CostModel.step_seconds`)."""
+
+STRETCH = 2.5
+"""See :class:`ShortestRemaining`. Below the 3 that is promised, because predictions miss by some percent."""
+
+MARGIN = 0.1
+"""Share by which predicted work may be too short (the cost model's median error is within it)."""
+
+PRIORITY_FACTOR = 4.0
+"""A request of high priority ranks as if it had a quarter of its work left, one of low priority four times it."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -16,11 +36,36 @@ class StepBudget:
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class Candidate:
-    """A request that could take part: its rows (two where cfg > 1) and the tokens of each."""
+    """A request that could take part.
+
+    Attributes:
+        request_id: unique among candidates.
+        arrival_s: when it came, on the clock that ``now_s`` is read from.
+        remaining_device_s: predicted seconds of the device it needs to its end, were it alone.
+        first_come_s: when it would end if requests ran one after another in order of arrival.
+        num_rows: rows of the forward pass, two where cfg > 1.
+        num_tokens_per_row: text and image tokens of each.
+        num_steps: of the whole request.
+        is_started: whether it took part in a step already.
+        priority: 0 low, 1 normal, 2 high.
+        deadline_s: when it becomes worthless; None never.
+    """
 
     request_id: str
+    arrival_s: float
+    remaining_device_s: float
+    first_come_s: float
     num_rows: int
     num_tokens_per_row: int
+    num_steps: int
+    is_started: bool = False
+    priority: int = 1
+    deadline_s: float | None = None
+
+    @property
+    def row_tokens(self) -> tuple[int, ...]:
+        """Tokens of each row."""
+        return (self.num_tokens_per_row,) * self.num_rows
 
     @property
     def num_tokens(self) -> int:
@@ -28,22 +73,181 @@ class Candidate:
         return self.num_rows * self.num_tokens_per_row
 
 
-SchedulingPolicy = Callable[[Sequence[Candidate], StepBudget], list[Candidate]]
-"""From candidates in order of arrival and a budget to those who take part."""
+class SchedulingPolicy(Protocol):
+    """Chooses before every step. Candidates always come in order of arrival."""
+
+    def choose(self, candidates: Sequence[Candidate], budget: StepBudget, now_s: float) -> list[Candidate]:
+        """Who takes part: at least one where there is one, within the budget unless it is one alone."""
+        ...
+
+    def ahead_s(self, new: Candidate, candidates: Sequence[Candidate]) -> float:
+        """Seconds of the device that would go to those already here before ``new`` takes its first step."""
+        ...
+
+    def lateness_s(self, new: Candidate, candidates: Sequence[Candidate], now_s: float) -> float:
+        """By how much ``new``, or somebody because of it, would miss a deadline; not above 0 where all are met."""
+        ...
 
 
-def first_come(candidates: Sequence[Candidate], budget: StepBudget) -> list[Candidate]:
-    """The longest run of oldest requests that fits, and never fewer than one.
+def make_policy(name: PolicyName, step_seconds: StepSeconds) -> SchedulingPolicy:
+    """A policy by its name in the settings."""
+    policies: dict[PolicyName, Callable[[], SchedulingPolicy]] = {
+        "shortest_remaining": lambda: ShortestRemaining(step_seconds),
+        "first_come": FirstCome,
+        "static_batches": StaticBatches,
+    }
+    return policies[name]()
 
-    Nobody is passed over, so nobody starves: a request runs at the latest when all older ones have ended. A request
-    larger than the whole budget runs alone.
+
+class _InOrder:
+    """What policies without preemption share: everybody here goes first."""
+
+    def ahead_s(self, new: Candidate, candidates: Sequence[Candidate]) -> float:
+        """All the work that is here."""
+        return sum(candidate.remaining_device_s for candidate in candidates)
+
+    def lateness_s(self, new: Candidate, candidates: Sequence[Candidate], now_s: float) -> float:
+        """Nobody is hurt but the new one."""
+        if new.deadline_s is None:
+            return -math.inf
+        ends_s = now_s + (1 + MARGIN) * (self.ahead_s(new, candidates) + new.remaining_device_s)
+        return ends_s - new.deadline_s
+
+
+class FirstCome(_InOrder):
+    """One request from its first step to its last, then the next: what most image servers do."""
+
+    def choose(self, candidates: Sequence[Candidate], budget: StepBudget, now_s: float) -> list[Candidate]:
+        """The oldest."""
+        return list(candidates[:1])
+
+
+class StaticBatches(_InOrder):
+    """What ``@serve.batch`` does: whoever waits and has the size and steps of the oldest runs with it to the end.
+
+    Nobody joins a batch under way. A batch may hold as much as one step may, which is kinder than counting requests.
     """
-    chosen: list[Candidate] = []
-    num_rows = num_tokens = 0
-    for candidate in candidates:
-        num_rows += candidate.num_rows
-        num_tokens += candidate.num_tokens
-        if chosen and (num_rows > budget.max_samples or num_tokens > budget.max_tokens):
-            break
-        chosen.append(candidate)
-    return chosen
+
+    def choose(self, candidates: Sequence[Candidate], budget: StepBudget, now_s: float) -> list[Candidate]:
+        """The batch under way, or a new one."""
+        under_way = [candidate for candidate in candidates if candidate.is_started]
+        if under_way or not candidates:
+            return under_way
+        oldest = candidates[0]
+        alike = (
+            other
+            for other in candidates
+            if (other.num_tokens_per_row, other.num_steps) == (oldest.num_tokens_per_row, oldest.num_steps)
+        )
+        return _seated(alike, budget)
+
+
+class ShortestRemaining:
+    """Shortest remaining work first, step by step, and nobody far behind first come, first served.
+
+    *Order.* By remaining device seconds, divided or multiplied by ``PRIORITY_FACTOR`` for high or low priority.
+
+    *Company.* A request joins those before it where that pays: it delays each of them by what it adds to the step, and
+    saves for everybody else what the device saves by doing both at once. Where joining saves much (small pictures on a
+    wide device) many ride together; on a device that one picture fills, one after another is faster for all.
+
+    *Nobody starves.* Each request is due at ``arrival + STRETCH × (first_come − arrival)``: a multiple of what first
+    come, first served would have taken, or at its deadline where that is sooner. A step is taken only if afterwards
+    everybody can still be done when due, working in order of due times; else that order is followed. New arrivals
+    can't break this: work is conserved, so first come, first served has as much left as we do, and whoever comes
+    now is due only after STRETCH times all of it. **Bound**: with exact predictions and without deadlines of callers,
+    every request ends within STRETCH × (the work that was here when it came + its own), plus MARGIN's share.
+    """
+
+    def __init__(self, step_seconds: StepSeconds, *, stretch: float = STRETCH, margin: float = MARGIN) -> None:
+        if stretch < 1.0 + margin:
+            raise ValueError(f"stretch must be at least 1 + margin = {1 + margin:g}, got {stretch:g}")
+        self._step_seconds = step_seconds
+        self._stretch = stretch
+        self._margin = margin
+
+    def choose(self, candidates: Sequence[Candidate], budget: StepBudget, now_s: float) -> list[Candidate]:
+        """By rank where everybody can still be done when due, else what makes the latest least late."""
+        due_s = {candidate.request_id: self._due_s(candidate, now_s) for candidate in candidates}
+        by_due = sorted(candidates, key=lambda candidate: due_s[candidate.request_id])
+        by_rank = self._riding_together(sorted(candidates, key=_rank), budget)
+        if self._latest_s(by_rank, by_due, due_s, now_s) <= 0.0:
+            return by_rank
+        options = (by_rank, self._riding_together(by_due, budget), by_due[:1])
+        return min(options, key=lambda chosen: max(0.0, self._latest_s(chosen, by_due, due_s, now_s)))
+
+    def ahead_s(self, new: Candidate, candidates: Sequence[Candidate]) -> float:
+        """The work of those that rank before it."""
+        return sum(other.remaining_device_s for other in candidates if _rank(other) <= _rank(new))
+
+    def lateness_s(self, new: Candidate, candidates: Sequence[Candidate], now_s: float) -> float:
+        """How far beyond a due time the work of those due before it would reach."""
+        if new.deadline_s is None:
+            return -math.inf
+        dues = [(self._due_s(other, now_s), other) for other in candidates] + [(new.deadline_s, new)]
+        lateness_s = -math.inf
+        work_s = 0.0
+        for due_s, candidate in sorted(dues, key=lambda pair: pair[0]):
+            work_s += candidate.remaining_device_s
+            if due_s >= new.deadline_s:
+                lateness_s = max(lateness_s, now_s + (1 + self._margin) * work_s - due_s)
+        return lateness_s
+
+    def _due_s(self, candidate: Candidate, now_s: float) -> float:
+        due_s = candidate.arrival_s + self._stretch * (candidate.first_come_s - candidate.arrival_s)
+        deadline_s = candidate.deadline_s
+        # A deadline that can't be met even alone binds nobody: hurrying for it would only make others late.
+        is_hopeless = deadline_s is None or now_s + candidate.remaining_device_s > deadline_s
+        return due_s if is_hopeless or deadline_s is None else min(due_s, deadline_s)
+
+    def _riding_together(self, order: Iterable[Candidate], budget: StepBudget) -> list[Candidate]:
+        """The first in order, and who fits and pays for its seat."""
+        crowd = list(order)
+        riding: list[Candidate] = []
+        row_tokens: tuple[int, ...] = ()
+        step_s = 0.0
+        for candidate in crowd:
+            together = (*row_tokens, *candidate.row_tokens)
+            if riding and not _fits(together, budget):
+                continue
+            together_s = self._step_seconds(together)
+            added_s = together_s - step_s
+            saved_s = self._step_seconds(candidate.row_tokens) - added_s
+            if riding and (len(crowd) - len(riding)) * saved_s < len(riding) * added_s:
+                continue
+            riding.append(candidate)
+            row_tokens, step_s = together, together_s
+        return riding
+
+    def _latest_s(
+        self, chosen: Sequence[Candidate], by_due: Sequence[Candidate], due_s: Mapping[str, float], now_s: float
+    ) -> float:
+        """How late the latest will be if those chosen take a step and then due times are followed."""
+        riding = {candidate.request_id for candidate in chosen}
+        then_s = now_s + self._step_seconds([num for candidate in chosen for num in candidate.row_tokens])
+        work_s = 0.0
+        latest_s = -math.inf
+        for candidate in by_due:
+            work_s += candidate.remaining_device_s
+            if candidate.request_id in riding:
+                work_s -= self._step_seconds(candidate.row_tokens)
+            latest_s = max(latest_s, then_s + (1 + self._margin) * work_s - due_s[candidate.request_id])
+        return latest_s
+
+
+def _rank(candidate: Candidate) -> float:
+    return candidate.remaining_device_s * PRIORITY_FACTOR ** (1 - candidate.priority)
+
+
+def _fits(row_tokens: Sequence[int], budget: StepBudget) -> bool:
+    return len(row_tokens) <= budget.max_samples and sum(row_tokens) <= budget.max_tokens
+
+
+def _seated(order: Iterable[Candidate], budget: StepBudget) -> list[Candidate]:
+    """The first in order, and everybody after it who still fits."""
+    seated: list[Candidate] = []
+    for candidate in order:
+        row_tokens = [num for other in (*seated, candidate) for num in other.row_tokens]
+        if not seated or _fits(row_tokens, budget):
+            seated.append(candidate)
+    return seated

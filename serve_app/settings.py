@@ -14,6 +14,7 @@ from pydantic import Field, model_validator
 from engine.config import DeviceName, DtypeName, EngineConfig
 from engine.memory import MemoryProfileName
 from engine.profile import ModelProfile, load_profile
+from engine.scheduler import PolicyName
 from serve_app.access.settings import AccessSettings
 from serve_app.stages import FacePolicy
 from serve_app.strict import StrictSettings
@@ -34,7 +35,9 @@ class FluxEngineSettings(StrictSettings):
     cpu_threads: int | None = Field(default=None, ge=1)
     max_batch_samples: int = Field(default=8, ge=2)
     max_batch_tokens: int = Field(default=8192, ge=1)
+    policy: PolicyName = "shortest_remaining"
     max_waiting: int = Field(default=256, ge=1)
+    max_queued_device_s: float = Field(default=300.0, gt=0.0)
     text_cache_bytes: int = Field(default=256 * _MIB, ge=0)
     image_cache_bytes: int = Field(default=256 * _MIB, ge=0)
 
@@ -49,8 +52,11 @@ class FakeEngineSettings(StrictSettings):
 
     kind: Literal["fake"]
     step_s: float = Field(default=0.0, ge=0.0)
+    token_s: float = Field(default=0.0, ge=0.0)
     max_running: int = Field(default=8, ge=1)
+    policy: PolicyName = "shortest_remaining"
     max_waiting: int = Field(default=256, ge=1)
+    max_queued_device_s: float = Field(default=300.0, gt=0.0)
     device_name: str = Field(default="CPU", description="What it says it runs on, so that prices can be rehearsed.")
 
     @property

@@ -163,13 +163,13 @@ def test_requests_dropped_by_the_engine_end() -> None:
 
 
 def test_fake_settings_reach_the_engine() -> None:
-    settings = FakeEngineSettings(kind="fake", max_running=1, max_waiting=1, device_name="NVIDIA H100")
+    settings = FakeEngineSettings(kind="fake", max_running=1, max_waiting=2, device_name="NVIDIA H100")
     opened = functools.partial(open_engine, profile_name="embedded", model_dir="", settings=settings)()
     assert opened.device_name == "NVIDIA H100"
     assert opened.engine.profile.name == "embedded"
     for name in ("a", "b"):
         opened.engine.submit(draw_job(name).request)
-    with pytest.raises(Exception, match="already here"):
+    with pytest.raises(Exception, match="wait here already"):
         opened.engine.submit(draw_job("c").request)
 
 

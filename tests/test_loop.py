@@ -68,7 +68,7 @@ def test_progress_reaches_the_caller_it_belongs_to() -> None:
         for index in range(2):
             queued, *steps = seen[index]
             assert isinstance(queued, Queued)
-            assert [event.step for event in steps if isinstance(event, StepProgress)] == [1, 2]
+            assert [event.step for event in steps if isinstance(event, StepProgress)] == [1, 2, 3]
             assert {event.request_id for event in seen[index]} == {f"r{index}"}
         await loop.close()
 
