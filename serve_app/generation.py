@@ -15,6 +15,7 @@ from starlette.responses import JSONResponse, Response
 
 from engine.errors import DeadlineExceededError
 from engine.profile import ModelProfile
+from serve_app.access.visit import client_name
 from serve_app.answers import Drawing, picture_response
 from serve_app.asked import Asked, asked_numbers, encoding
 from serve_app.body import check_content_type, parse_json_object, read_body
@@ -79,7 +80,9 @@ class Generator:
 
     async def _answer(self, request: Request, parse: BodyParser, on_event: OnDrawEvent | None = None) -> Response:
         """The answer, counted and logged."""
-        record = RequestRecord(request_id=request_id_of(request.scope), started_s=self._clock())
+        record = RequestRecord(
+            request_id=request_id_of(request.scope), started_s=self._clock(), client=client_name(request.scope)
+        )
         self._num_in_flight += 1
         self._metrics.entered()
         try:

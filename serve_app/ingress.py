@@ -15,6 +15,10 @@ from starlette.responses import HTMLResponse, JSONResponse, Response
 
 from engine.profile import SIZE_STEP_PX, ModelProfile
 from serve_app import docs_page, openapi
+from serve_app.access import browser
+from serve_app.access.gate import Gate, open_door
+from serve_app.access.limits import Limits
+from serve_app.access.metered import MeteredBackend
 from serve_app.contract_answers import (
     HealthAnswer,
     LicenceBody,
@@ -44,6 +48,7 @@ def make_app(
     profile: ModelProfile,
     metrics: IngressMetrics,
     echo_request_id: bool = True,
+    limits: Limits | None = None,
 ) -> FastAPI:
     """The application.
 
@@ -53,7 +58,14 @@ def make_app(
         profile: the model that is served.
         metrics: where requests are counted.
         echo_request_id: answer with ``X-Request-Id``. Off where a proxy in front already does, as Ray Serve's.
+        limits: who counts what clients do, where that is limited; this process alone where None.
+
+    Raises:
+        KeyFileError: the settings name a key file that can't be used.
     """
+    door = open_door(settings.access, metrics=metrics, max_visit_s=settings.limits.max_visit_s, limits=limits)
+    if door.limits is not None:
+        backend = MeteredBackend(backend, profile)
     generator = Generator(backend=backend, settings=settings, profile=profile, metrics=metrics)
     app = FastAPI(
         title="Likeness",
@@ -62,9 +74,16 @@ def make_app(
         version=openapi.version(),
         docs_url=None,
         redoc_url=None,
-        middleware=[Middleware(EchoRequestId)] if echo_request_id else [],
+        middleware=[
+            *([Middleware(EchoRequestId)] if echo_request_id else []),
+            Middleware(browser.BrowserHeaders),
+            *browser.for_other_sites(settings.access.allowed_origins),
+            Middleware(Gate, door=door),
+        ],
         exception_handlers={HTTPException: _http_error, Exception: _unexpected_error},
     )
+
+    app.state.generator = generator  # whose settings can change, see serve_app.app
 
     @app.get("/", include_in_schema=False)
     async def index() -> dict[str, Any]:
@@ -165,6 +184,6 @@ async def _http_error(request: Request, error: Exception) -> Response:
 
 
 async def _unexpected_error(request: Request, error: Exception) -> Response:
-    """A bug of ours: the server behind us logs it, the caller learns nothing of our insides."""
+    """A bug of ours: the server behind us logs it, the caller learns nothing of our insides. Outside all middleware."""
     reply = describe(error, request_id=request_id_of(request.scope))
-    return JSONResponse(reply.body, status_code=reply.status, headers=reply.headers)
+    return JSONResponse(reply.body, status_code=reply.status, headers={**browser.HEADERS, **reply.headers})

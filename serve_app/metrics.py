@@ -71,6 +71,14 @@ class IngressMetrics:
         self._faces = self._counter("faces", "Prepared references by result.", "result", "cached")
         self._steps = self._counter("engine_steps", "Forward passes of a whole batch.")
         self._sample_steps = self._counter("engine_sample_steps", "Steps summed over the requests of every batch.")
+        self._turned_away = self._counter("turned_away", "Requests refused at the door, by reason.", "reason")
+        self._client_requests = self._counter(
+            "client_requests", "Requests of clients with API keys by client and HTTP status.", "client", "status"
+        )
+        self._client_device = self._counter(
+            "client_device_seconds", "Device seconds that clients with API keys were charged.", "client"
+        )
+        self._limits_lost = self._counter("limits_lost", "Times the shared limits could not be reached.")
         self._replays = self._counter("replays", "Requests run again after a stage died under them.", "stage")
         self._in_flight = Gauge(
             "likeness_in_flight", "Picture requests in this replica now.", ("replica",), registry=self._registry
@@ -110,6 +118,19 @@ class IngressMetrics:
     def replayed(self, stage: str) -> None:
         """A request was sent again to a stage that had died."""
         self._replays.labels(stage, self._replica).inc()
+
+    def turned_away(self, reason: str) -> None:
+        """A request was refused at the door."""
+        self._turned_away.labels(reason, self._replica).inc()
+
+    def client_served(self, client: str, *, status: int, device_s: float) -> None:
+        """A request of a client with a key ended; ``status`` 0 where nothing was answered."""
+        self._client_requests.labels(client, str(status), self._replica).inc()
+        self._client_device.labels(client, self._replica).inc(device_s)
+
+    def limits_lost(self) -> None:
+        """The shared limits could not be reached; this replica counts alone for a while."""
+        self._limits_lost.labels(self._replica).inc()
 
     def render(self) -> bytes:
         """All series in the text format."""

@@ -23,6 +23,7 @@ class RequestRecord:
     Attributes:
         request_id: as in ``X-Request-Id``.
         started_s: on the clock of whoever made the record.
+        client: name of the client whose API key the request carried; empty without keys.
         outcome: ``ok``, ``cancelled`` or the error's class.
         status: HTTP status; 499 where the caller went away.
         num_body_bytes: size of the request's body.
@@ -32,6 +33,7 @@ class RequestRecord:
 
     request_id: str
     started_s: float
+    client: str = ""
     outcome: str = ""
     status: int = 0
     num_body_bytes: int = 0

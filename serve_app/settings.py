@@ -21,6 +21,9 @@ from serve_app.strict import StrictSettings
 
 _MIB = 2**20
 _BASE64_GROWTH = 4 / 3
+_ANSWER_ALLOWANCE_S = 60.0
+"""For a caller that takes its time to read the answer."""
+
 _BODY_ALLOWANCE_BYTES = 128 * 1024
 """What a body holds besides the picture: two prompts of a few thousand characters, in any script, and the names."""
 
@@ -87,6 +90,11 @@ class LimitSettings(StrictSettings):
     max_in_flight: int = Field(default=64, ge=1)
     body_timeout_s: float = Field(default=30.0, gt=0.0)
     request_timeout_s: float = Field(default=300.0, gt=0.0)
+
+    @property
+    def max_visit_s(self) -> float:
+        """How long a request can be here at most, from its headers to the end of its answer."""
+        return self.request_timeout_s + _ANSWER_ALLOWANCE_S
 
     @model_validator(mode="after")
     def _body_holds_reference(self) -> LimitSettings:

@@ -1,0 +1,189 @@
+"""One limiter for all ingress replicas: a small named Ray actor on the head node.
+
+Limits divided by the number of replicas would be wrong whenever a client's requests do not spread evenly, and change
+with every scaling. One actor is asked twice a request, for about a millisecond each (docs/security.md has what was
+measured), before work of seconds.
+
+Where it can't be reached, each ingress replica counts for itself with the same numbers: clients then get at most as
+many times their limits as there are replicas, instead of everything (failing open) or nothing (failing closed). Keys
+do not depend on it; they are checked in the ingress.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import logging
+import threading
+import time
+from collections.abc import Callable
+from typing import Any, Final
+
+import ray
+from ray.exceptions import RayError
+
+from serve_app.access.limiter import Limiter, Refusal
+from serve_app.access.limits import LocalLimits
+from serve_app.access.settings import ClientLimits
+
+logger = logging.getLogger(__name__)
+
+NAMESPACE: Final = "likeness"
+VERSION: Final = 1
+"""Of the actor's methods. It outlives updates of the application, whose new replicas must not meet an actor of old."""
+
+HEAD_NODE: Final = "node:__internal_head__"
+"""A resource that Ray gives the head node. There the actor ends with no node that is scaled away."""
+
+TIMEOUT_S: Final = 1.0
+"""Far above what an answer takes, far below what a picture takes."""
+
+PAUSE_S: Final = 5.0
+"""After a failure nobody asks for so long: a second of waiting for every request would be worse than local counts."""
+
+MAX_SILENCE_S: Final = 600.0
+"""Replicas say every few seconds that they are there."""
+
+
+class LimiterActor:
+    """The limiter in a process of its own.
+
+    It must survive updates of the application, whose replicas come and go, so none of them owns it; it ends itself
+    when it has heard of none for ``max_silence_s`` and has nothing to remember.
+    """
+
+    def __init__(self, max_visit_s: float, max_silence_s: float = MAX_SILENCE_S) -> None:
+        self._limiter = Limiter(max_visit_s=max_visit_s)
+        self._lock = threading.Lock()
+        self._max_silence_s = max_silence_s
+        self._heard_s = time.monotonic()
+        threading.Thread(target=self._end_when_alone, daemon=True).start()
+
+    def keep(self) -> None:
+        """An ingress replica is there."""
+        self._heard_s = time.monotonic()
+
+    def enter(self, visit: str, client: str, limits: ClientLimits) -> Refusal | None:
+        """See :class:`serve_app.access.limits.Limits`."""
+        with self._lock:
+            return self._limiter.enter(visit, client, limits)
+
+    def reserve(self, visit: str, work: float) -> Refusal | float:
+        """See :class:`serve_app.access.limits.Limits`."""
+        with self._lock:
+            return self._limiter.reserve(visit, work)
+
+    def leave(self, visit: str, device_s: float, work: float) -> None:
+        """See :class:`serve_app.access.limits.Limits`."""
+        with self._lock:
+            self._limiter.leave(visit, device_s=device_s, work=work)
+
+    def _end_when_alone(self) -> None:
+        me = ray.get_runtime_context().current_actor
+        while True:
+            time.sleep(self._max_silence_s / 10.0)
+            with self._lock:
+                if time.monotonic() - self._heard_s > self._max_silence_s and self._limiter.is_blank():
+                    ray.kill(me, no_restart=True)
+
+
+class SharedLimits:
+    """See :class:`serve_app.access.limits.Limits`.
+
+    Args:
+        find: the actor's handle; may block, and raises where there can be none now.
+        max_visit_s: how long a request can take at most.
+        on_lost: told of every time the actor could not be reached.
+    """
+
+    def __init__(
+        self,
+        find: Callable[[], Any],
+        *,
+        max_visit_s: float,
+        on_lost: Callable[[], None] = lambda: None,
+        timeout_s: float = TIMEOUT_S,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._find = find
+        self._local = LocalLimits(Limiter(max_visit_s=max_visit_s, clock=clock))
+        self._on_lost = on_lost
+        self._timeout_s = timeout_s
+        self._clock = clock
+        self._actor: Any = None
+        self._paused_until_s = float("-inf")
+        self._local_visits: set[str] = set()
+
+    async def enter(self, visit: str, client: str, limits: ClientLimits) -> Refusal | None:
+        """See :class:`serve_app.access.limits.Limits`."""
+        try:
+            refusal: Refusal | None = await self._ask("enter", visit, client, limits)
+        except _LostError:
+            refusal = await self._local.enter(visit, client, limits)
+            if refusal is None:
+                self._local_visits.add(visit)
+        return refusal
+
+    async def reserve(self, visit: str, work: float) -> Refusal | float:
+        """See :class:`serve_app.access.limits.Limits`."""
+        if visit not in self._local_visits:
+            try:
+                answer: Refusal | float = await self._ask("reserve", visit, work)
+                return answer
+            except _LostError:
+                pass  # unknown to the local limiter, which then promises without counting
+        return await self._local.reserve(visit, work)
+
+    def leave(self, visit: str, *, device_s: float, work: float) -> None:
+        """See :class:`serve_app.access.limits.Limits`."""
+        if visit in self._local_visits:
+            self._local_visits.remove(visit)
+            self._local.leave(visit, device_s=device_s, work=work)
+        elif self._actor is not None:
+            self._actor.leave.remote(visit, device_s, work)
+
+    def keep(self) -> None:
+        """Say that this replica is there."""
+        if self._actor is not None:
+            self._actor.keep.remote()
+
+    async def _ask(self, method: str, *arguments: object) -> Any:
+        if self._clock() < self._paused_until_s:
+            raise _LostError
+        try:
+            async with asyncio.timeout(self._timeout_s):
+                if self._actor is None:
+                    self._actor = await asyncio.to_thread(self._find)
+                return await getattr(self._actor, method).remote(*arguments)
+        except (TimeoutError, RayError, ValueError, ConnectionError) as error:
+            # ValueError: Ray's word for a named actor that went away while it was looked for.
+            logger.warning("the shared limits can't be reached; this replica counts alone: %s", type(error).__name__)
+            self._actor = None
+            self._paused_until_s = self._clock() + PAUSE_S
+            self._on_lost()
+            raise _LostError from error
+
+
+class _LostError(Exception):
+    """The actor can't be asked now."""
+
+
+def shared_limits(app_name: str, *, max_visit_s: float, on_lost: Callable[[], None]) -> SharedLimits:
+    """The limits of one application, whose actor starts now where it does not run: the first request need not wait."""
+    find = functools.partial(find_actor, app_name, max_visit_s=max_visit_s)
+    find()
+    return SharedLimits(find, max_visit_s=max_visit_s, on_lost=on_lost)
+
+
+def find_actor(app_name: str, *, max_visit_s: float) -> Any:
+    """The application's limiter; started where there is none. Blocks for some milliseconds."""
+    actor = ray.remote(LimiterActor).options(
+        name=f"limits-{VERSION}-{app_name}",
+        namespace=NAMESPACE,
+        get_if_exists=True,
+        lifetime="detached",
+        num_cpus=0,
+        resources={HEAD_NODE: 0.001},
+        max_restarts=-1,
+    )
+    return actor.remote(max_visit_s)
