@@ -89,7 +89,18 @@ def test_arrows_point_one_way_also_inside_functions(layer: str, forbidden: tuple
 
 HEAVY = frozenset({"torch", "diffusers", "transformers"})
 SERVING = frozenset({"ray", "fastapi", "serve_app", "starlette", "uvicorn", "httpx"})
-WITHOUT_TORCH = ("errors", "request", "profile", "config", "protocol", "fake", "loop", "ledger", "scheduler", "cost_model")
+WITHOUT_TORCH = (
+    "errors",
+    "request",
+    "profile",
+    "config",
+    "protocol",
+    "fake",
+    "loop",
+    "ledger",
+    "scheduler",
+    "cost_model",
+)
 
 
 def engine_modules_without_torch() -> list[str]:
