@@ -330,7 +330,7 @@ def likeness(
 
     None where no face was seen in any picture.
     """
-    from embedded.judge import area_under_curve
+    from engine.face.identity import area_under_curve
 
     people = list(seen)
     table = np.stack([seen[person] for person in people])
@@ -348,7 +348,7 @@ def likeness(
         return dict.fromkeys(("auc", "own_mean", "other_mean", "own_is_nearest"))
     same, others = np.asarray(own), np.concatenate(other)
     return {
-        "auc": area_under_curve(same, others),
+        "auc": area_under_curve(-same, -others),
         "own_mean": float(same.mean()),
         "other_mean": float(others.mean()),
         "own_is_nearest": float(np.mean(is_first)),

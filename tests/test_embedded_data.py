@@ -12,7 +12,6 @@ import pytest
 from embedded import palette, shell
 from embedded.captions import CAPTIONED, captions
 from embedded.dataset import Plan, Views, make_shard
-from embedded.judge import area_under_curve
 from embedded.people import Person, sample_local, sample_person, split_of
 from embedded.scene import POSES, Scene, sample_scene
 
@@ -143,13 +142,6 @@ def test_the_shell_of_a_ball_is_its_radius_and_pushes_points_out_to_it() -> None
     moved = one.push_out(np.concatenate([inside, outside]), 0.05)
     np.testing.assert_allclose(np.linalg.norm(moved[:2] - middle, axis=1), 0.95, atol=0.02)
     np.testing.assert_allclose(moved[2], outside[0], atol=1e-5)
-
-
-def test_the_curve_area_of_split_mixed_and_tied_distances() -> None:
-    low, high = np.array([0.1, 0.2]), np.array([0.5, 0.6])
-    assert area_under_curve(low, high) == 1
-    assert area_under_curve(high, low) == 0
-    assert area_under_curve(low, low) == 0.5
 
 
 # -- shards ---------------------------------------------------------------------------------------------------------
