@@ -17,7 +17,9 @@ from ray.serve.handle import DeploymentHandle
 from serve_app.face_stage import FaceStage, open_tools
 from serve_app.flux_replica import FluxReplica, open_engine
 from serve_app.ingress import make_app
-from serve_app.metrics import IngressMetrics
+from serve_app.metrics.ingress import IngressMetrics
+from serve_app.metrics.ray_ledger import RayLedger, open_recorder
+from serve_app.metrics.replica import ReplicaStart
 from serve_app.ray_backend import RayBackend
 from serve_app.request_log import log_to_stdout
 from serve_app.settings import AppSettings
@@ -37,7 +39,9 @@ class Ingress:
         log_to_stdout()
         context = serve.get_replica_context()
         self._settings = settings
-        self._metrics = IngressMetrics(replica=context.replica_id.unique_id)
+        self._recorder = open_recorder(context.app_name)
+        self._start = ReplicaStart(self._recorder, INGRESS)
+        self._metrics = IngressMetrics(self._recorder, RayLedger(context.app_name).exchange)
         self._backend = RayBackend(
             face_stage=face_stage,
             flux_replica=flux_replica,
@@ -47,13 +51,18 @@ class Ingress:
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         """Called by Serve once, after the constructor."""
-        return make_app(
+        app = make_app(
             backend=self._backend,
             settings=self._settings,
             profile=self._settings.load_profile(),
             metrics=self._metrics,
             echo_request_id=False,  # Serve's proxy does
         )
+        self._start.done()
+        return app
+
+    def __del__(self) -> None:
+        self._recorder.close()
 
 
 def build(args: AppSettings) -> Application:
@@ -72,6 +81,7 @@ def build(args: AppSettings) -> Application:
     ).bind(
         functools.partial(open_tools, **names, settings=args.face, limits=args.limits),
         cache_bytes=args.face.cache_bytes,
+        open_recorder=open_recorder,
     )
     flux_replica = serve.deployment(
         FluxReplica,
@@ -80,7 +90,7 @@ def build(args: AppSettings) -> Application:
         max_ongoing_requests=64,
         ray_actor_options={"num_cpus": 1, "num_gpus": int(args.engine.device == "cuda")},
         **common,
-    ).bind(functools.partial(open_engine, **names, settings=args.engine))
+    ).bind(functools.partial(open_engine, **names, settings=args.engine), open_recorder)
     ingress = serve.deployment(
         serve.ingress()(Ingress),
         name=INGRESS,

@@ -19,9 +19,11 @@ from engine.face.detect import YuNetDetector
 from engine.face.prepare import FacePreparer, PreparedFace
 from engine.profile import load_profile
 from engine.request import Embedding, Reference, RgbImage
+from serve_app.metrics.recorder import Recorder
+from serve_app.metrics.replica import ReplicaStart
 from serve_app.scaling.load import WorkClock
 from serve_app.settings import FaceSettings, LimitSettings
-from serve_app.stages import FaceBox, FaceJob, FaceProvider, FaceResult
+from serve_app.stages import FACE_STAGE, FaceBox, FaceJob, FaceProvider, FaceResult
 
 _ENTRY_BYTES = 1024
 """What a cache entry takes besides its array: key, box, counters, and a sentence of warning."""
@@ -49,12 +51,20 @@ class FaceStage:
     The same bytes asked for in the same way are prepared once, as long as the result stays in the cache.
     """
 
-    def __init__(self, open_tools: Callable[[], FaceTools], *, cache_bytes: int) -> None:
+    def __init__(
+        self, open_tools: Callable[[], FaceTools], *, cache_bytes: int, open_recorder: Callable[[], Recorder] = Recorder
+    ) -> None:
+        self._recorder = open_recorder()
+        start = ReplicaStart(self._recorder, FACE_STAGE)
         tools = open_tools()
         self._preparer = tools.preparer
         self._encoder = tools.encoder
         self._cache: ByteBudgetCache[str, FaceResult] = ByteBudgetCache(cache_bytes)
         self._work = WorkClock()
+        start.done()
+
+    def __del__(self) -> None:
+        self._recorder.close()
 
     async def prepare(self, job: FaceJob) -> FaceResult:
         """See :meth:`serve_app.stages.Backend.prepare`. Runs in a thread: decoding and CLIP take up to a second."""

@@ -5,39 +5,52 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import time
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Mapping
 from pathlib import Path
 
 from engine.fake import FakeEngine
 from engine.loop import EngineLoop
 from engine.profile import load_profile
 from engine.protocol import ImageEngine
-from engine.request import EngineStats
 from serve_app.draw_progress import DrawProgress
 from serve_app.encode import encode_picture
+from serve_app.metrics.recorder import Recorder
+from serve_app.metrics.replica import ReplicaStart, follow_engine
 from serve_app.scaling.load import LoadReporter
 from serve_app.settings import FakeEngineSettings, FluxEngineSettings
-from serve_app.stages import DrawEvent, DrawJob, DrawResult, EngineWork, OnDrawEvent
+from serve_app.stages import FLUX_REPLICA, DrawEvent, DrawJob, DrawResult, OnDrawEvent
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class OpenEngine:
-    """An engine that is loaded and warm, and the name of the device it runs on."""
+    """An engine that is loaded and warm.
+
+    Attributes:
+        device_name: the device it runs on.
+        stages_s: seconds that its start took, by stage.
+    """
 
     engine: ImageEngine
     device_name: str
+    stages_s: Mapping[str, float] = dataclasses.field(default_factory=dict)
 
 
 class FluxReplica:
     """Draws pictures, and writes them as files so that no raw pixels travel."""
 
-    def __init__(self, open_engine: Callable[[], OpenEngine]) -> None:
+    def __init__(self, open_engine: Callable[[], OpenEngine], open_recorder: Callable[[], Recorder] = Recorder) -> None:
+        self._recorder = open_recorder()
+        start = ReplicaStart(self._recorder, FLUX_REPLICA)
         opened = open_engine()
         self._engine = opened.engine
         self._loop = EngineLoop(opened.engine)
         self._device_name = opened.device_name
-        self._told = EngineStats()
         self._load = LoadReporter()
+        follow_engine(self._recorder, opened.engine, opened.device_name)
+        start.done(opened.stages_s)
+
+    def __del__(self) -> None:
+        self._recorder.close()
 
     async def draw(self, job: DrawJob, on_event: OnDrawEvent | None = None) -> DrawResult:
         """See :meth:`serve_app.stages.Backend.draw`."""
@@ -53,7 +66,6 @@ class FluxReplica:
             compress_s=time.perf_counter() - started_s,
             device_s=finished.device_s,
             device_name=self._device_name,
-            work=self._untold_work(),
         )
 
     async def draw_streamed(self, job: DrawJob) -> AsyncGenerator[DrawEvent | DrawResult]:
@@ -95,15 +107,6 @@ class FluxReplica:
         stats = self._engine.stats()
         return DrawProgress(on_event, position=stats.num_waiting + stats.num_running + 1)
 
-    def _untold_work(self) -> EngineWork:
-        now, told = self._engine.stats(), self._told
-        self._told = now
-        return EngineWork(
-            num_steps=now.num_steps - told.num_steps,
-            num_sample_steps=now.num_sample_steps - told.num_sample_steps,
-            device_s=now.device_s - told.device_s,
-        )
-
 
 def open_engine(*, profile_name: str, model_dir: str, settings: FluxEngineSettings | FakeEngineSettings) -> OpenEngine:
     """Load an engine and warm it up: minutes for a full-size model.
@@ -113,6 +116,7 @@ def open_engine(*, profile_name: str, model_dir: str, settings: FluxEngineSettin
     """
     profile = load_profile(profile_name)
     engine: ImageEngine
+    stages_s: dict[str, float] = {}
     match settings:
         case FakeEngineSettings():
             device_name = settings.device_name
@@ -121,9 +125,12 @@ def open_engine(*, profile_name: str, model_dir: str, settings: FluxEngineSettin
             from engine.engine import load_engine  # torch, only where it is needed
 
             device_name = _device_name(settings)
-            engine = load_engine(settings.engine_config(profile, str(Path(model_dir).expanduser())))
+            config = settings.engine_config(profile, str(Path(model_dir).expanduser()))
+            engine = load_engine(config, on_stage=stages_s.__setitem__)
+    started_s = time.perf_counter()
     engine.warm_up()
-    return OpenEngine(engine=engine, device_name=device_name)
+    stages_s["warm_up"] = time.perf_counter() - started_s
+    return OpenEngine(engine=engine, device_name=device_name, stages_s=stages_s)
 
 
 def _device_name(settings: FluxEngineSettings) -> str:

@@ -23,7 +23,8 @@ from serve_app.contract import RANDOM_SEED, GenerationBody, parse_body
 from serve_app.disconnect import ClientGoneError, unless_disconnected
 from serve_app.errors import BodyTimeoutError, TooManyRequestsError, describe, is_expected
 from serve_app.event_stream import answer_with_events
-from serve_app.metrics import IngressMetrics
+from serve_app.metrics.ingress import IngressMetrics
+from serve_app.metrics.table import CANCELLED, CLIENT_GONE_STATUS
 from serve_app.negotiation import Negotiated, negotiate, wants_events
 from serve_app.request_id import request_id_of
 from serve_app.request_log import RequestRecord
@@ -31,9 +32,6 @@ from serve_app.settings import AppSettings
 from serve_app.stages import MIN_WAIT_S, Backend, DrawJob, DrawResult, FaceJob, FaceResult, OnDrawEvent
 
 logger = logging.getLogger(__name__)
-
-CLIENT_GONE_STATUS: Final = 499
-"""nginx's, for logs and metrics; nobody receives it."""
 
 MAX_RANDOM_SEED: Final = 2**32
 """Random seeds stay below this, so that they survive JSON readers that keep numbers as doubles."""
@@ -89,7 +87,7 @@ class Generator:
             response = await self._within_deadline(request, record, parse, on_event)
             record.outcome, record.status = "ok", response.status_code
         except (asyncio.CancelledError, ClientGoneError) as gone:
-            record.outcome, record.status = "cancelled", CLIENT_GONE_STATUS
+            record.outcome, record.status = CANCELLED, CLIENT_GONE_STATUS
             if isinstance(gone, asyncio.CancelledError):
                 raise
             response = Response(status_code=CLIENT_GONE_STATUS)
@@ -195,11 +193,10 @@ class Generator:
         )
 
     def _count(self, drawing: Drawing, negotiated: Negotiated, record: RequestRecord) -> None:
-        result, request = drawing.result, drawing.request
+        result = drawing.result
         record.cost_usd, record.device_s = drawing.cost_usd, result.device_s
         record.stages_s |= {name: seconds for name, seconds in drawing.timings.items() if name != "total"}
-        num_pixels = request.width_px * request.height_px
-        self._metrics.drawn(result, cost_usd=drawing.cost_usd, num_pixels=num_pixels, form=negotiated.form)
+        self._metrics.drawn(drawing.request, result, cost_usd=drawing.cost_usd, form=negotiated.form)
         for name, seconds in drawing.timings.items():
             self._metrics.stage(name, seconds)
 

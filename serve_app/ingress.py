@@ -31,7 +31,8 @@ from serve_app.contract_answers import (
 )
 from serve_app.errors import MethodNotAllowedError, ServeAppError, StageUnavailableError, UnknownPathError, describe
 from serve_app.generation import Generator
-from serve_app.metrics import CONTENT_TYPE, IngressMetrics
+from serve_app.metrics.ingress import IngressMetrics
+from serve_app.metrics.page import CONTENT_TYPE
 from serve_app.request_id import EchoRequestId, request_id_of
 from serve_app.settings import AppSettings
 from serve_app.stages import Backend
@@ -133,9 +134,14 @@ def make_app(
         return JSONResponse(reply.body, status_code=reply.status, headers=reply.headers)
 
     @app.get("/metrics", tags=["service"], response_class=Response, responses=openapi.METRICS_RESPONSES)
-    async def prometheus() -> Response:
-        """This replica's counters in the Prometheus text format."""
-        return Response(metrics.render(), headers={"Content-Type": CONTENT_TYPE})
+    async def prometheus(request: Request) -> Response:
+        """What the whole application counted, all replicas together, in the Prometheus text format."""
+        try:
+            page = await metrics.page(await backend.statuses())
+        except StageUnavailableError as error:
+            reply = describe(error, request_id=request_id_of(request.scope))
+            return JSONResponse(reply.body, status_code=reply.status, headers=reply.headers)
+        return Response(page, headers={"Content-Type": CONTENT_TYPE})
 
     return app
 

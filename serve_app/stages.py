@@ -95,21 +95,6 @@ class DrawJob:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
-class EngineWork:
-    """What an engine did since its replica last told; told exactly once, so sums over all results are true.
-
-    Attributes:
-        num_steps: forward passes of the whole batch.
-        num_sample_steps: steps summed over the requests in them; divided by ``num_steps``, the mean batch size.
-        device_s: seconds the device was busy, also for requests that were cancelled or failed.
-    """
-
-    num_steps: int
-    num_sample_steps: int
-    device_s: float
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class DrawResult:
     """A finished picture.
 
@@ -120,7 +105,6 @@ class DrawResult:
         compress_s: seconds for writing the file.
         device_s: seconds of the device this request is charged for.
         device_name: such as ``NVIDIA H100 80GB HBM3``, or ``CPU``.
-        work: what the engine did since its last result.
     """
 
     data: bytes
@@ -130,7 +114,6 @@ class DrawResult:
     compress_s: float
     device_s: float
     device_name: str
-    work: EngineWork
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)

@@ -7,19 +7,23 @@ import base64
 import dataclasses
 import functools
 import io
+import time
 from collections.abc import Callable
 from typing import Any
 
 import httpx
 from fastapi import FastAPI
 from PIL import Image
+from prometheus_client.parser import text_string_to_metric_families
 
 from engine.fake import FakeEngine
 from engine.profile import ModelProfile, load_profile
 from serve_app.face_stage import FaceStage, open_tools
 from serve_app.flux_replica import FluxReplica, OpenEngine
 from serve_app.ingress import make_app
-from serve_app.metrics import IngressMetrics
+from serve_app.metrics.ingress import IngressMetrics
+from serve_app.metrics.ledger import Ledger, LocalExchange
+from serve_app.metrics.recorder import Recorder
 from serve_app.sample import SAMPLE_FACE_URL
 from serve_app.settings import AppSettings
 from serve_app.stages import (
@@ -121,6 +125,10 @@ class Service:
         """POST a good request with changes."""
         return await self.client.post(URL, json=body(**changes), headers=headers or {})
 
+    async def metric(self, name: str, **labels: str) -> float:
+        """A sum of samples of ``/metrics`` that carry these labels."""
+        return metric_sum((await self.client.get("/metrics")).text, name, **labels)
+
 
 def with_service(test: Callable[[Service], Any], **changes: Any) -> None:
     """Run an async test against a fresh service, with changes to its settings."""
@@ -134,9 +142,13 @@ def with_service(test: Callable[[Service], Any], **changes: Any) -> None:
             open_tools, profile_name=settings.profile, model_dir="", settings=settings.face, limits=settings.limits
         )
         face_stage = FaceStage(tools, cache_bytes=settings.face.cache_bytes)
-        replica = FluxReplica(lambda: OpenEngine(engine=engine, device_name=settings.engine.device_name))
+        recorder = Recorder()
+        replica = FluxReplica(
+            lambda: OpenEngine(engine=engine, device_name=settings.engine.device_name), lambda: recorder
+        )
         stages = StagesInProcess(engine=engine, face_stage=face_stage, replica=replica)
-        metrics = IngressMetrics(replica="test")
+        exchange = LocalExchange(Ledger(clock=time.monotonic), others=[recorder.report])
+        metrics = IngressMetrics(exchange=exchange)
         app = make_app(backend=stages, settings=settings, profile=profile, metrics=metrics)
         transport = httpx.ASGITransport(app=app, raise_app_exceptions=False)
         async with httpx.AsyncClient(transport=transport, base_url="http://likeness") as client:
@@ -144,6 +156,12 @@ def with_service(test: Callable[[Service], Any], **changes: Any) -> None:
         await replica.close()
 
     asyncio.run(run())
+
+
+def metric_sum(page: str, name: str, **labels: str) -> float:
+    """A sum of samples of a page in the Prometheus text format that carry these labels."""
+    samples = [sample for family in text_string_to_metric_families(page) for sample in family.samples]
+    return sum(s.value for s in samples if s.name == name and labels.items() <= s.labels.items())
 
 
 async def until(condition: Callable[[], object], *, timeout_s: float = 20.0) -> None:

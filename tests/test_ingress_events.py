@@ -135,7 +135,7 @@ def test_an_error_after_the_first_event_is_the_last_event() -> None:
         assert (first.name, last.name) == ("restarted", "error")
         assert ErrorBody.model_validate(last.data).type == "NumericalError"
         assert last.data["details"] == {"request_id": response.headers["x-request-id"], "status": 500}
-        assert 'outcome="NumericalError",replica="test",status="500"' in service.metrics.render().decode()
+        assert await service.metric("likeness_requests_total", reason="NumericalError", status="500") == 1
 
     with_service(test)
 

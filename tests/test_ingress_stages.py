@@ -20,6 +20,7 @@ from serve_app import data_url
 from serve_app.encode import encode_picture
 from serve_app.face_stage import FaceStage, FaceTools, open_tools
 from serve_app.flux_replica import FluxReplica, OpenEngine, open_engine
+from serve_app.metrics.recorder import Recorder
 from serve_app.sample import SAMPLE_FACE_URL
 from serve_app.settings import FaceSettings, FakeEngineSettings, LimitSettings
 from serve_app.stages import DrawJob, FaceJob, FacePolicy, FaceProvider, PictureEncoding
@@ -101,11 +102,14 @@ def test_the_cache_keeps_its_budget() -> None:
 
 
 def with_replica(
-    test: Callable[[FluxReplica, FakeEngine], Coroutine[Any, Any, None]], *, step_s: float = 0.002
+    test: Callable[[FluxReplica, FakeEngine], Coroutine[Any, Any, None]],
+    *,
+    step_s: float = 0.002,
+    recorder: Recorder | None = None,
 ) -> None:
     async def run() -> None:
         engine = FakeEngine(embedded_profile(), step_s=step_s)
-        replica = FluxReplica(lambda: OpenEngine(engine=engine, device_name="TPU v9"))
+        replica = FluxReplica(lambda: OpenEngine(engine=engine, device_name="TPU v9"), lambda: recorder or Recorder())
         try:
             await test(replica, engine)
         finally:
@@ -119,7 +123,9 @@ def draw_job(name: str, *, num_steps: int = 4) -> DrawJob:
     return DrawJob(request=request, encoding=PNG)
 
 
-def test_what_the_engine_did_is_told_exactly_once() -> None:
+def test_a_report_holds_what_the_engine_did_for_whomever() -> None:
+    recorder = Recorder()
+
     async def test(replica: FluxReplica, engine: FakeEngine) -> None:
         results = await asyncio.gather(*(replica.draw(draw_job(f"{i}", num_steps=3 + i)) for i in range(4)))
         num_steps = engine.stats().num_steps
@@ -129,15 +135,17 @@ def test_what_the_engine_did_is_told_exactly_once() -> None:
         with pytest.raises(asyncio.CancelledError):
             await gone
         results.append(await replica.draw(draw_job("last")))
-        stats = engine.stats()
-        assert sum(result.work.num_steps for result in results) == stats.num_steps
-        assert sum(result.work.num_sample_steps for result in results) == stats.num_sample_steps
-        assert sum(result.work.device_s for result in results) == pytest.approx(stats.device_s)
+        stats, totals = engine.stats(), recorder.report().totals
+        assert totals["engine_steps", ()] == (stats.num_steps,)
+        assert totals["engine_sample_steps", ()] == (stats.num_sample_steps,)
+        assert totals["engine_requests", ("finished",)] == (5,)
+        assert totals["engine_requests", ("cancelled",)] == (1,)
+        assert totals["device_seconds", ("TPU v9",)] == (stats.device_s,)
         charged_s = sum(result.device_s for result in results)
         assert charged_s < stats.device_s, "the one that went away is on the house"
         assert {result.device_name for result in results} == {"TPU v9"}
 
-    with_replica(test)
+    with_replica(test, recorder=recorder)
 
 
 def test_a_closed_engine_is_unhealthy_and_says_so_to_callers() -> None:

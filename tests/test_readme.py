@@ -16,7 +16,7 @@ from serve_app.contract import GenerationBody
 from serve_app.contract_answers import ErrorBody
 from serve_app.exit_codes import ExitCode
 from serve_app.ingress import make_app
-from serve_app.metrics import IngressMetrics
+from serve_app.metrics.ingress import IngressMetrics
 from serve_app.settings import AppSettings, FaceSettings, FakeEngineSettings
 from serve_app.stages import Backend
 
@@ -137,7 +137,7 @@ def test_paths_in_the_text_are_the_services() -> None:
         backend=cast(Backend, None),  # no request is sent
         settings=settings,
         profile=settings.load_profile(),
-        metrics=IngressMetrics(replica="r"),
+        metrics=IngressMetrics(),
     )
     served = {"/docs", *app.openapi()["paths"]}
     shown = set(re.findall(r"[ `(](/[a-z][a-z0-9/-]*)`", README))

@@ -18,7 +18,7 @@ import httpx
 import pytest
 
 from serve_app.settings import AppSettings
-from tests.asgi import FAKE_SETTINGS, URL, body
+from tests.asgi import FAKE_SETTINGS, URL, body, metric_sum
 from tests.bad_input import LIMITS
 
 DEFAULTS: dict[str, Any] = FAKE_SETTINGS | {"limits": LIMITS | {"request_timeout_s": 60.0}}
@@ -48,12 +48,7 @@ class RunningService:
 
     def metric(self, name: str, **labels: str) -> float:
         """A sum of samples of ``/metrics`` that carry these labels."""
-        total = 0.0
-        for line in self.client.get("/metrics").text.splitlines():
-            found = re.fullmatch(rf"{name}\{{(.*)\}} (\S+)", line)
-            if found and all(f'{key}="{value}"' in found[1] for key, value in labels.items()):
-                total += float(found[2])
-        return total
+        return metric_sum(self.client.get("/metrics").text, name, **labels)
 
     def replica_pids(self, deployment: str) -> set[int]:
         """Processes of a deployment's replicas. The application's name is unique on this machine."""

@@ -1,0 +1,1 @@
+"""What the application counts, and how the counts of many processes become one page."""

@@ -1,0 +1,243 @@
+"""Counting in one process, summing over many, and the page that Prometheus reads."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import threading
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from prometheus_client.parser import text_string_to_metric_families
+
+from serve_app.errors import ANSWERS, ServeAppError, describe
+from serve_app.metrics import table
+from serve_app.metrics.ingress import IngressMetrics
+from serve_app.metrics.ledger import FORGET_S, SILENCE_S, Ledger
+from serve_app.metrics.metric import MAX_OPEN_SERIES, OTHER, Values
+from serve_app.metrics.page import render
+from serve_app.metrics.recorder import Recorder, Report
+
+
+@dataclasses.dataclass
+class Clock:
+    """A clock that stands until it is moved."""
+
+    now_s: float = 0.0
+
+    def __call__(self) -> float:
+        return self.now_s
+
+
+def page_of(recorder: Recorder) -> dict[tuple[str, ...], float]:
+    """Samples by name and label values, those in the order of the labels' names."""
+    report = recorder.report()
+    page = render(table.TABLE.values(), {**report.totals, **report.gauges}).decode()
+    return {
+        (sample.name, *(value for _, value in sorted(sample.labels.items()))): sample.value
+        for family in text_string_to_metric_families(page)
+        for sample in family.samples
+    }
+
+
+# -- the table ---------------------------------------------------------------------------------------------------------
+
+
+def test_names_follow_the_conventions_of_prometheus() -> None:
+    units = ("seconds", "usd", "bytes", "ratio", "celsius", "watts", "tokens")
+    for name, metric in table.TABLE.items():
+        assert metric.text.endswith("."), name
+        assert not name.endswith(("_total", "_count", "_sum", "_bucket", "_info")), name
+        assert "_ms" not in name, "base units only"
+        if metric.kind == "histogram" and name not in ("identity_score", "engine_batch_requests"):
+            assert name.endswith("_seconds"), name
+        for unit in units:
+            assert unit not in name or name.endswith(unit) or name.startswith(f"device_{unit}"), name
+
+
+def test_the_page_has_every_series_from_the_start_and_they_are_few() -> None:
+    samples = page_of(Recorder())
+    assert set(samples.values()) == {0.0}
+    for metric in table.TABLE.values():
+        if metric.series is not None:
+            suffix = "_count" if metric.kind == "histogram" else ""
+            assert sum(key[0] == metric.full_name + suffix for key in samples) == len(metric.series), metric.name
+    assert len(samples) < 1200, "lines of one scrape, however many replicas there are"
+
+
+def test_every_error_has_its_series_before_it_happens() -> None:
+    ends = {(reason, status) for _, reason, status in table.REQUESTS.series or ()}
+    for error, answer in ANSWERS.items():
+        assert (answer.type_name or error.__name__, str(answer.status)) in ends
+    unexpected = describe(ServeAppError("a bug of ours"), request_id="r")
+    assert (unexpected.type_name, str(unexpected.status)) in ends
+
+
+# -- one process -------------------------------------------------------------------------------------------------------
+
+
+def test_a_label_that_is_not_listed_counts_as_other() -> None:
+    recorder = Recorder()
+    for word in ("a prompt of the caller's", "another"):
+        recorder.add(table.REQUESTS, "ok", word, "200")
+        recorder.add(table.IMAGES, word)
+        recorder.observe(table.STAGE_SECONDS, 1.0, word)
+    samples = page_of(recorder)
+    assert samples["likeness_requests_total", OTHER, OTHER, OTHER] == 2
+    assert samples["likeness_images_total", OTHER] == 2
+    assert samples["likeness_stage_seconds_count", OTHER] == 2
+    assert not any("caller" in part for key in samples for part in key)
+
+
+def test_even_an_open_label_is_bounded_in_each_process() -> None:
+    recorder = Recorder()
+    for i in range(100):
+        recorder.add(table.DEVICE_SECONDS, f"device {i}")
+    devices = {key: value for key, value in page_of(recorder).items() if key[0] == "likeness_device_seconds_total"}
+    assert len(devices) == MAX_OPEN_SERIES + 1
+    assert sum(devices.values()) == 100
+    assert devices["likeness_device_seconds_total", OTHER] == 100 - MAX_OPEN_SERIES
+
+
+@given(st.lists(st.floats(0.0, 1e4), max_size=30))
+def test_a_histogram_is_what_was_observed(values: list[float]) -> None:
+    recorder = Recorder()
+    for value in values:
+        recorder.observe(table.STAGE_SECONDS, value, "total")
+    samples = page_of(recorder)
+    for edge in table.STAGE_SECONDS.buckets:
+        assert samples["likeness_stage_seconds_bucket", repr(float(edge)), "total"] == sum(v <= edge for v in values)
+    assert samples["likeness_stage_seconds_bucket", "+Inf", "total"] == len(values)
+    assert samples["likeness_stage_seconds_count", "total"] == len(values)
+    assert samples["likeness_stage_seconds_sum", "total"] == pytest.approx(sum(values))
+
+
+def test_nothing_is_lost_between_threads() -> None:
+    recorder = Recorder()
+
+    def count() -> None:
+        for _ in range(2000):
+            recorder.add(table.ENGINE_STEPS)
+            recorder.observe(table.IDENTITY_SCORE, 0.5)
+
+    threads = [threading.Thread(target=count) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    samples = page_of(recorder)
+    assert samples["likeness_engine_steps_total",] == 8000
+    assert samples["likeness_identity_score_count",] == 8000
+
+
+def test_in_flight_is_what_came_in_and_did_not_end() -> None:
+    async def test() -> None:
+        metrics = IngressMetrics()
+        for _ in range(3):
+            metrics.entered()
+        metrics.left(outcome="ok", status=200)
+        metrics.left(outcome="cancelled", status=499)
+        page = (await metrics.page(())).decode()
+        assert "likeness_requests_received_total 3.0" in page
+        assert "likeness_in_flight 1.0" in page
+
+    asyncio.run(test())
+
+
+# -- many processes ----------------------------------------------------------------------------------------------------
+
+
+def steps(report: Values) -> float:
+    return report.get((table.ENGINE_STEPS.name, ()), (0.0,))[0]
+
+
+def a_report(source: str, number: int, num_steps: float, waiting: float = 0.0) -> Report:
+    return Report(
+        source=source,
+        number=number,
+        totals={(table.ENGINE_STEPS.name, ()): (num_steps,)},
+        gauges={(table.ENGINE_WAITING.name, ()): (waiting,)},
+    )
+
+
+def test_totals_outlive_their_process_and_gauges_do_not() -> None:
+    clock = Clock()
+    ledger = Ledger(clock=clock)
+    waiting = (table.ENGINE_WAITING.name, ())
+    ledger.take(a_report("a", 1, 10, waiting=3))
+    clock.now_s = SILENCE_S - 1
+    ledger.take(a_report("b", 1, 5, waiting=2))
+    assert (steps(ledger.sums()), ledger.sums()[waiting]) == (15, (5,))
+    clock.now_s = SILENCE_S
+    assert (steps(ledger.sums()), ledger.sums()[waiting]) == (15, (2,))
+    clock.now_s = 3 * FORGET_S
+    assert (steps(ledger.sums()), ledger.sums().get(waiting)) == (15, None)
+    ledger.take(a_report("a", 2, 11, waiting=9))
+    assert (steps(ledger.sums()), ledger.sums().get(waiting)) == (15, None), "what was added up may not come back"
+
+
+def test_a_report_twice_or_late_changes_nothing() -> None:
+    ledger = Ledger(clock=Clock())
+    for number in (1, 3, 2, 3, 1):
+        ledger.take(a_report("a", number, 10.0 * number))
+    assert steps(ledger.sums()) == 30
+
+
+Event = tuple[str, int]
+events = st.lists(
+    st.tuples(st.sampled_from(("count", "report", "report late", "die", "scrape", "ledger dies")), st.integers(0, 3)),
+    max_size=60,
+)
+
+
+@settings(max_examples=300, deadline=None)
+@given(events)
+def test_sums_never_sink_and_end_exact_whoever_dies(script: list[Event]) -> None:
+    """Four processes that count, report, die and are replaced, and a ledger that dies: the law of the whole thing."""
+    clock = Clock()
+    ledger = Ledger(clock=clock)
+    living = {slot: Recorder() for slot in range(4)}
+    late: list[Report] = []
+    shown, saved, reported_by_dead = 0.0, "", 0.0
+    counted = dict.fromkeys(range(4), 0)
+    for what, slot in script:
+        clock.now_s += 1.0
+        match what:
+            case "count":
+                living[slot].add(table.ENGINE_STEPS)
+                counted[slot] += 1
+            case "report":
+                ledger.take(living[slot].report())
+            case "report late":
+                if late:
+                    ledger.take(late.pop())
+                late.append(living[slot].report())
+            case "die":
+                ledger.take(living[slot].report())  # what a process reported is not lost with it
+                reported_by_dead += counted[slot]
+                ledger.sums()
+                saved = ledger.save()
+                living[slot], counted[slot] = Recorder(), 0
+            case "scrape":
+                total = steps(ledger.sums())
+                saved = ledger.save()
+                assert total >= shown
+                shown = total
+            case "ledger dies":
+                ledger = Ledger(clock=clock, saved=saved)
+                assert steps(ledger.sums()) >= shown, "what was shown was written down before"
+    for recorder in living.values():
+        ledger.take(recorder.report())
+    assert steps(ledger.sums()) == reported_by_dead + sum(counted.values())
+
+
+def test_a_ledger_remembers_who_may_not_come_back() -> None:
+    clock = Clock()
+    first = Ledger(clock=clock)
+    first.take(a_report("a", 1, 10))
+    clock.now_s = FORGET_S
+    first.sums()
+    second = Ledger(clock=clock, saved=first.save())
+    second.take(a_report("a", 2, 12))
+    assert steps(second.sums()) == 10
