@@ -158,7 +158,8 @@ class Limiter:
         if entered is not None:
             state = self._clients[entered.client]
             del state.visits[visit]
-            state.quota.settle(visit, device_s, now_s, window_s=entered.limits.window_s)
+            charged_s = 0.0 if entered.limits.device_s is None else device_s
+            state.quota.settle(visit, charged_s, now_s, window_s=entered.limits.window_s)
         return entered
 
     def _forget(self, now_s: float) -> None:

@@ -73,7 +73,7 @@ class DeviceQuota:
         self._promises_s.pop(request, None)
         if spent_s <= 0.0:
             return
-        self._spent_s += spent_s
+        self._spent_s = self.spent_s(now_s, window_s=window_s) + spent_s
         last = self._slots[-1] if self._slots else None
         if last is not None and now_s - last.first_s < window_s / _NUM_SLOTS:
             last.last_s = now_s
