@@ -7,6 +7,7 @@ effect; it takes ``min_replicas`` above ``max_replicas``, and finds misspelt dep
 from __future__ import annotations
 
 import dataclasses
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Union, get_args, get_origin
@@ -14,8 +15,9 @@ from typing import Any, Union, get_args, get_origin
 import yaml
 from pydantic import BaseModel, ValidationError
 
+from serve_app.config_deployments import deployment_problems, laid_over, sentences, together_problems
+from serve_app.scaling.settings import POLICY
 from serve_app.settings import AppSettings
-from serve_app.stages import DEPLOYMENTS, FLUX_REPLICA, INGRESS
 from serve_app.strict import unknown_key
 
 IMPORT_PATH = "serve_app.app:build"
@@ -53,9 +55,16 @@ def validate_serve_config(source: str | Path | Mapping[str, Any]) -> CheckedConf
 
     problems = _unknown_keys(config, ServeDeploySchema, "")
     try:
-        schema = ServeDeploySchema.model_validate(dict(config))
+        with warnings.catch_warnings():
+            # metrics_interval_s is called deprecated, and nothing else sets how often Serve's processes report.
+            warnings.simplefilter("ignore", DeprecationWarning)
+            schema = ServeDeploySchema.model_validate(dict(config))
     except (ValidationError, ValueError) as error:
-        raise ConfigFileError((*problems, *_sentences(error, ""))) from None
+        raise ConfigFileError((*problems, *sentences(error, ""))) from None
+    except (ImportError, AttributeError) as error:  # Serve's schema imports policies and routers by their names
+        raise ConfigFileError(
+            (*problems, f"autoscaling_config.policy.policy_function: {error}; ours is {POLICY}")
+        ) from None
     applications: dict[str, AppSettings] = {}
     for index, application in enumerate(config["applications"]):
         where = f"applications[{index}]"
@@ -63,16 +72,18 @@ def validate_serve_config(source: str | Path | Mapping[str, Any]) -> CheckedConf
         if application["import_path"] != IMPORT_PATH:
             continue
         deployments = application.get("deployments", [])
-        problems += _deployment_problems(deployments, f"{where}.deployments")
+        problems += deployment_problems(deployments, f"{where}.deployments")
         try:
             settings = AppSettings.model_validate(application.get("args", {}))
             settings.load_profile()
         except ValidationError as error:
-            problems += _sentences(error, f"{where}.args")
+            problems += sentences(error, f"{where}.args")
         except Exception as error:
             problems.append(f"{where}.args.profile: {error}")
         else:
-            problems += _contradictions(settings, deployments, schema.http_options.request_timeout_s, where)
+            settings, live_problems = laid_over(settings, deployments, f"{where}.deployments")
+            problems += live_problems
+            problems += together_problems(settings, deployments, schema.http_options.request_timeout_s, where)
             applications[application.get("name", schema.applications[index].name)] = settings
     if not problems and not applications:
         problems.append(f"applications: none has import_path {IMPORT_PATH}")
@@ -139,71 +150,3 @@ def _runtime_env_problems(runtime_env: Any, where: str) -> list[str]:
 
     known = tuple(sorted(name for name in RuntimeEnv.known_fields if not name.startswith("_")))
     return [f"{where}: {unknown_key(key, known)}" for key in runtime_env or {} if key not in known]
-
-
-def _deployment_problems(deployments: list[dict[str, Any]], where: str) -> list[str]:
-    from ray.serve.config import AutoscalingConfig
-
-    problems = []
-    names = [deployment["name"] for deployment in deployments]
-    for index, deployment in enumerate(deployments):
-        path = f"{where}[{index}]"
-        if deployment["name"] not in DEPLOYMENTS:
-            problems.append(f"{path}.name: no deployment {deployment['name']!r}; there are {', '.join(DEPLOYMENTS)}")
-        if names.count(deployment["name"]) > 1 and names.index(deployment["name"]) != index:
-            problems.append(f"{path}.name: {deployment['name']!r} appears twice")
-        autoscaling = deployment.get("autoscaling_config")
-        if autoscaling is not None:
-            try:
-                AutoscalingConfig(**autoscaling)
-            except (ValidationError, ValueError, TypeError) as error:
-                problems += _sentences(error, f"{path}.autoscaling_config")
-    return problems
-
-
-def _contradictions(
-    settings: AppSettings, deployments: list[dict[str, Any]], http_timeout_s: float | None, where: str
-) -> list[str]:
-    """Values that are fine alone and not together."""
-    problems = []
-    request_s = settings.limits.request_timeout_s
-    if http_timeout_s is not None and http_timeout_s <= request_s:
-        problems.append(
-            f"http_options.request_timeout_s is {http_timeout_s:g}: set it above limits.request_timeout_s "
-            f"({request_s:g}), or leave it out, or callers get Ray's own error instead of the contract's"
-        )
-    for index, deployment in enumerate(deployments):
-        path = f"{where}.deployments[{index}]"
-        shutdown_s = deployment.get("graceful_shutdown_timeout_s")
-        if shutdown_s is not None and shutdown_s < request_s:
-            problems.append(
-                f"{path}.graceful_shutdown_timeout_s is {shutdown_s:g}: set it to limits.request_timeout_s "
-                f"({request_s:g}) or more, or an update kills requests that were accepted"
-            )
-        room = deployment.get("max_ongoing_requests")
-        if deployment["name"] == INGRESS and room is not None and room <= settings.limits.max_in_flight:
-            problems.append(
-                f"{path}.max_ongoing_requests is {room}: set it above limits.max_in_flight "
-                f"({settings.limits.max_in_flight}), or refusals and /health wait behind pictures"
-            )
-        num_gpus = (deployment.get("ray_actor_options") or {}).get("num_gpus")
-        if deployment["name"] == FLUX_REPLICA and num_gpus is not None:
-            needs_gpu = settings.engine.device == "cuda"
-            if needs_gpu != (num_gpus > 0):
-                problems.append(
-                    f"{path}.ray_actor_options.num_gpus is {num_gpus:g}, but engine.device is "
-                    f"{settings.engine.device}: {'give it at least 1' if needs_gpu else 'set 0'}"
-                )
-    return problems
-
-
-def _sentences(error: Exception, where: str) -> list[str]:
-    if not isinstance(error, ValidationError):
-        return [f"{where}: {error}".lstrip(": ")]
-    sentences = []
-    for detail in error.errors(include_url=False, include_input=False):
-        # Pydantic puts the tag of a union among the names; it is no key of the file.
-        path = ".".join(str(part) for part in detail["loc"] if part not in ("flux", "fake"))
-        message = detail["msg"].removeprefix("Value error, ")
-        sentences.append(": ".join(part for part in (f"{where}.{path}".strip("."), message) if part))
-    return sentences

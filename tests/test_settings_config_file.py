@@ -74,6 +74,11 @@ def application(config: dict[str, Any]) -> dict[str, Any]:
     return found
 
 
+def ingress(config: dict[str, Any]) -> dict[str, Any]:
+    found: dict[str, Any] = application(config)["deployments"][0]
+    return found
+
+
 def flux(config: dict[str, Any]) -> dict[str, Any]:
     found: dict[str, Any] = application(config)["deployments"][2]
     return found
@@ -141,6 +146,46 @@ SPOILT: dict[str, tuple[Spoil, str]] = {
     "autoscaling value": (
         lambda c: flux(c)["autoscaling_config"].update(max_replicas=-1),
         "autoscaling_config.max_replicas",
+    ),
+    "a policy that is nowhere": (
+        lambda c: flux(c)["autoscaling_config"]["policy"].update(policy_function="serve_app.scaling.policy:Polcy"),
+        "has no attribute 'Polcy'; ours is serve_app.scaling.policy:WorkPolicy",
+    ),
+    "a policy's knob": (
+        lambda c: flux(c)["autoscaling_config"]["policy"]["policy_kwargs"].update(may_ow_s=1.0),
+        "policy.policy_kwargs: unknown key 'may_ow_s'; did you mean 'may_owe_s'?",
+    ),
+    "a time of day without quotes": (
+        lambda c: flux(c)["autoscaling_config"]["policy"]["policy_kwargs"]["warm_hours"][0].update(end=1260),
+        'policy_kwargs.warm_hours.0.end: must be a time of day in quotes, like "08:00", got 1260',
+    ),
+    "two delays": (
+        lambda c: flux(c)["autoscaling_config"].update(downscale_delay_s=300.0),
+        "autoscaling_config.downscale_delay_s: set it to 0.0; the policy's own hold_s says how long to wait",
+    ),
+    "a factor": (
+        lambda c: flux(c)["autoscaling_config"].update(upscaling_factor=2.0),
+        "autoscaling_config.upscaling_factor: leave it out; the policy names its number itself",
+    ),
+    "a sleep too deep": (
+        lambda c: flux(c)["autoscaling_config"]["policy"]["policy_kwargs"].update(cold_start_s=400.0),
+        "min_replicas is 0 and cold_start_s 400: whoever wakes the stage runs into limits.request_timeout_s (300)",
+    ),
+    "user_config": (
+        lambda c: ingress(c).update(user_config={"price": {}}),
+        "deployments[0].user_config: unknown key 'price'; did you mean 'prices'?",
+    ),
+    "user_config, deeper": (
+        lambda c: ingress(c).update(user_config={"limits": {"max_body_bytes": 1000}}),
+        "deployments[0].user_config: max_body_bytes is 1000, but a reference of max_reference_bytes",
+    ),
+    "user_config of another": (
+        lambda c: flux(c).update(user_config={}),
+        "deployments[2].user_config: only Ingress takes one",
+    ),
+    "user_config beyond the shutdown": (
+        lambda c: ingress(c).update(user_config={"limits": {"request_timeout_s": 400.0}}),
+        "graceful_shutdown_timeout_s is 330: set it to limits.request_timeout_s (400) or more",
     ),
     "deployment name": (
         lambda c: flux(c).update(name="Flux"),
