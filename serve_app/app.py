@@ -7,16 +7,20 @@ Imports no torch: the ingress and Ray's own processes import this module.
 # in its place makes it hand over the bare dictionary, unchecked.
 
 import functools
+import logging
 from typing import Any, Final
 
 from fastapi import FastAPI
+from pydantic import ValidationError
 from ray import serve
 from ray.serve import Application
 from ray.serve.handle import DeploymentHandle
 
+from serve_app.access.shared import SharedLimits, shared_limits
 from serve_app.face_stage import FaceStage, open_tools
 from serve_app.flux_replica import FluxReplica, open_engine
 from serve_app.ingress import make_app
+from serve_app.live_settings import LiveSettings
 from serve_app.metrics.ingress import IngressMetrics
 from serve_app.metrics.ray_ledger import RayLedger, open_recorder
 from serve_app.metrics.replica import ReplicaStart
@@ -24,6 +28,8 @@ from serve_app.ray_backend import RayBackend
 from serve_app.request_log import log_to_stdout
 from serve_app.settings import AppSettings
 from serve_app.stages import FACE_STAGE, FLUX_REPLICA, INGRESS
+
+logger = logging.getLogger(__name__)
 
 SHUTDOWN_MARGIN_S: Final = 30.0
 """A replica that is taken away may finish its longest request, and then some."""
@@ -38,7 +44,8 @@ class Ingress:
     def __init__(self, settings: AppSettings, face_stage: DeploymentHandle, flux_replica: DeploymentHandle) -> None:
         log_to_stdout()
         context = serve.get_replica_context()
-        self._settings = settings
+        self._args = self._settings = settings
+        self._app: FastAPI | None = None
         self._recorder = open_recorder(context.app_name)
         self._start = ReplicaStart(self._recorder, INGRESS)
         self._metrics = IngressMetrics(self._recorder, RayLedger(context.app_name).exchange)
@@ -48,18 +55,45 @@ class Ingress:
             app_name=context.app_name,
             on_replay=self._metrics.replayed,
         )
+        self._limits = self._shared_limits(context.app_name)
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         """Called by Serve once, after the constructor."""
-        app = make_app(
+        self._app = make_app(
             backend=self._backend,
             settings=self._settings,
             profile=self._settings.load_profile(),
             metrics=self._metrics,
             echo_request_id=False,  # Serve's proxy does
+            limits=self._limits,
         )
         self._start.done()
-        return app
+        return self._app
+
+    def reconfigure(self, user_config: dict[str, Any]) -> None:
+        """Called by Serve at the start and whenever ``user_config`` changes: see :mod:`serve_app.live_settings`.
+
+        What can't be used is logged and changes nothing. Were it raised, Serve would replace the replica, and all
+        others, by ones that end in the same way.
+        """
+        try:
+            self._settings = LiveSettings.model_validate(user_config).over(self._args)
+        except ValidationError:
+            logger.exception("user_config can't be used; the settings stay as they are. Run likeness check-config")
+            return
+        if self._app is not None:
+            self._app.state.generator.use(self._settings)
+
+    def check_health(self) -> None:
+        """Asked by Serve every few seconds: to answer is enough."""
+        if self._limits is not None:
+            self._limits.keep()
+
+    def _shared_limits(self, app_name: str) -> SharedLimits | None:
+        access, limits = self._settings.access, self._settings.limits
+        if not access.share_limits or not (access.key_file or access.limits.are_any):
+            return None
+        return shared_limits(app_name, max_visit_s=limits.max_visit_s, on_lost=self._metrics.limits_lost)
 
     def __del__(self) -> None:
         self._recorder.close()
