@@ -29,7 +29,6 @@ from serve_app.files import InputFileError
 from serve_app.progress import ProgressLine
 
 REDRAW_S = 0.5
-LOG_EVERY_S = 10.0
 
 
 async def send(sender: Sender) -> None:
@@ -48,8 +47,8 @@ async def send(sender: Sender) -> None:
 
 async def _tell(sender: Sender, line: ProgressLine) -> None:
     while True:
-        await asyncio.sleep(REDRAW_S if sys.stderr.isatty() else LOG_EVERY_S)
-        line.update(sender.in_words())
+        await asyncio.sleep(REDRAW_S)
+        line.update(sender.in_words(), is_count=True)
 
 
 def machine() -> dict[str, Any]:

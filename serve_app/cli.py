@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
-from serve_app import client_command, models_command
+from serve_app import client_command, evaluate_command, models_command
 from serve_app.exit_codes import ExitCode
 
 DEFAULT_CONFIG: Final = Path("serve_config.local.yaml")
@@ -40,10 +40,12 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="likeness", description="The same person in a new picture.")
     subparsers = parser.add_subparsers(required=True, metavar="COMMAND")
     client_command.add_parser(subparsers)
+    evaluate_command.add_parser(subparsers)
     _add_serve(subparsers)
     _add_demo(subparsers)
     _add_check_config(subparsers)
     _add_models(subparsers)
+    keys_command.add_parser(subparsers)
     return parser
 
 

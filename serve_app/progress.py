@@ -44,12 +44,13 @@ class ProgressLine:
         self._stopping = threading.Event()
         self._ticker = threading.Thread(target=self._tick, name="progress", daemon=True)
 
-    def update(self, text: str) -> None:
-        """Show another text from now on."""
+    def update(self, text: str, *, is_count: bool = False) -> None:
+        """Show another text from now on. A mere count does not deserve a line of its own where lines stay."""
         with self._lock:
             if text != self._text:
                 self._text = text
-                self._last_logged_s = None
+                if not is_count:
+                    self._last_logged_s = None
         self.draw()
 
     def draw(self) -> None:
