@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import re
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ from serve_app.access.address import AddressBook
 from serve_app.access.key_file import KeyFileError, KeySource, parse_keys, read_keys
 from serve_app.access.keys import PREFIX, KeyRing, digest_of, new_key
 from serve_app.access.settings import AccessSettings, ClientLimits
+from serve_app.cli import main
 from serve_app.errors import KeyDisabledError, KeyRequiredError
 from tests.test_access_limits import Clock
 
@@ -265,3 +268,32 @@ def test_a_client_is_who_a_trusted_proxy_says(trusted: tuple[str, ...], scope: d
 def test_settings_that_open_too_much_are_refused(setting: str, value: Any, says: str) -> None:
     with pytest.raises(ValidationError, match=says):
         AccessSettings.model_validate({setting: value})
+
+
+def test_a_new_key_is_printed_once_with_a_line_that_lets_it_in(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["keys", "new", "studio"]) == 0
+    told = capsys.readouterr().out
+    (key,) = re.findall(rf"{PREFIX}\S+", told)
+    block = textwrap.dedent(told[told.index("  [[client]]") :])
+    assert name_of(parse_keys(block, "f", defaults=DEFAULTS), bearer(key)) == "studio"
+    assert main(["keys", "new", "studio"]) == 0
+    assert key not in capsys.readouterr().out, "the next one is another"
+
+
+@pytest.mark.parametrize("name", ["", "two words", 'a"\nname = "b', "x" * 41])
+def test_a_name_that_can_not_be_a_label_gets_no_key(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["keys", "new", name]) == 2
+    told = capsys.readouterr()
+    assert not told.out
+    assert "a name is 1 to 40 letters" in told.err
+
+
+def test_a_key_file_is_checked_and_told_without_a_hash(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path, old = tmp_path / "keys.toml", new_key()
+    path.write_text(entry("studio", KEY, old, disabled=(old,), more="device_s = 60.0") + entry("lab", new_key()))
+    assert main(["keys", "check", str(path)]) == 0
+    told = capsys.readouterr().out
+    assert told.splitlines() == ["studio: 1 keys, 1 disabled; device_s 60", "lab: 1 keys; the settings' limits"]
+    path.write_text(entry("studio", KEY).replace(HASH, HASH[:40]))
+    assert main(["keys", "check", str(path)]) == 2
+    assert "client.0.keys.0.sha256" in capsys.readouterr().err

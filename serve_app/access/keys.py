@@ -68,6 +68,13 @@ class KeyRing:
         for entry in entries:
             self._entries.setdefault(entry.digest[:_NUM_SELECTOR_BYTES], []).append(entry)
 
+    def by_client(self) -> dict[str, list[KeyEntry]]:
+        """All keys of each client, by its name."""
+        found: dict[str, list[KeyEntry]] = {}
+        for entry in (entry for entries in self._entries.values() for entry in entries):
+            found.setdefault(entry.client.name, []).append(entry)
+        return found
+
     def client_of(self, headers: Headers) -> Client:
         """Whose key a request carries.
 
