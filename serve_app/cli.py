@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Final
 
 from serve_app import client_command, evaluate_command, models_command
+from serve_app.access import command as keys_command
 from serve_app.exit_codes import ExitCode
 
 DEFAULT_CONFIG: Final = Path("serve_config.local.yaml")
