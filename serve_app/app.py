@@ -19,6 +19,7 @@ from ray.serve.handle import DeploymentHandle
 from serve_app.access.shared import SharedLimits, shared_limits
 from serve_app.face_stage import FaceStage, open_tools
 from serve_app.flux_replica import FluxReplica, open_engine
+from serve_app.identity_stage import IdentityStage, open_model, picture_limits
 from serve_app.ingress import make_app
 from serve_app.live_settings import LiveSettings
 from serve_app.metrics.ingress import IngressMetrics
@@ -27,7 +28,7 @@ from serve_app.metrics.replica import ReplicaStart
 from serve_app.ray_backend import RayBackend
 from serve_app.request_log import log_to_stdout
 from serve_app.settings import AppSettings
-from serve_app.stages import FACE_STAGE, FLUX_REPLICA, INGRESS
+from serve_app.stages import FACE_STAGE, FLUX_REPLICA, IDENTITY_STAGE, INGRESS
 
 logger = logging.getLogger(__name__)
 
@@ -41,7 +42,13 @@ INGRESS_ROOM: Final = 64
 class Ingress:
     """The HTTP application in a replica of its own."""
 
-    def __init__(self, settings: AppSettings, face_stage: DeploymentHandle, flux_replica: DeploymentHandle) -> None:
+    def __init__(
+        self,
+        settings: AppSettings,
+        face_stage: DeploymentHandle,
+        flux_replica: DeploymentHandle,
+        identity_stage: DeploymentHandle | None,
+    ) -> None:
         log_to_stdout()
         context = serve.get_replica_context()
         self._args = self._settings = settings
@@ -52,6 +59,7 @@ class Ingress:
         self._backend = RayBackend(
             face_stage=face_stage,
             flux_replica=flux_replica,
+            identity_stage=identity_stage,
             app_name=context.app_name,
             on_replay=self._metrics.replayed,
         )
@@ -100,12 +108,14 @@ class Ingress:
 
 
 def build(args: AppSettings) -> Application:
-    """Compose the three deployments. What is said here of replicas and resources, ``deployments:`` may override.
+    """Compose the three deployments, and a fourth where identity is enabled.
+
+    What is said here of replicas and resources, ``deployments:`` may override.
 
     Raises:
         ModelLoadError: no such profile. Better here, where the application that runs goes on, than in its replicas.
     """
-    args.load_profile()
+    profile = args.load_profile()
     shutdown_s = args.limits.request_timeout_s + SHUTDOWN_MARGIN_S
     names = {"profile_name": args.profile, "model_dir": args.model_dir}
     common: dict[str, Any] = {"graceful_shutdown_timeout_s": shutdown_s, "health_check_period_s": 5.0}
@@ -125,6 +135,16 @@ def build(args: AppSettings) -> Application:
         ray_actor_options={"num_cpus": 1, "num_gpus": int(args.engine.device == "cuda")},
         **common,
     ).bind(functools.partial(open_engine, **names, settings=args.engine), open_recorder)
+    identity_stage = None
+    if args.identity.enabled:
+        identity_stage = serve.deployment(
+            IdentityStage, name=IDENTITY_STAGE, max_ongoing_requests=4, ray_actor_options={"num_cpus": 1}, **common
+        ).bind(
+            functools.partial(open_model, min_confidence=args.face.min_confidence),
+            limits=picture_limits(args.limits, profile),
+            cache_bytes=args.identity.cache_bytes,
+            open_recorder=open_recorder,
+        )
     ingress = serve.deployment(
         serve.ingress()(Ingress),
         name=INGRESS,
@@ -132,4 +152,4 @@ def build(args: AppSettings) -> Application:
         ray_actor_options={"num_cpus": 1},
         **common,
     )
-    return ingress.bind(args, face_stage, flux_replica)
+    return ingress.bind(args, face_stage, flux_replica, identity_stage)

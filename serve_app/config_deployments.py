@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from serve_app.live_settings import LiveSettings
 from serve_app.scaling.settings import POLICY, ScalingSettings
 from serve_app.settings import AppSettings
-from serve_app.stages import DEPLOYMENTS, FLUX_REPLICA, INGRESS
+from serve_app.stages import DEPLOYMENTS, FLUX_REPLICA, IDENTITY_STAGE, INGRESS, OPTIONAL_DEPLOYMENTS
 
 Deployments = Sequence[Mapping[str, Any]]
 """The ``deployments:`` of one application."""
@@ -23,8 +23,8 @@ def deployment_problems(deployments: Deployments, where: str) -> list[str]:
     names = [deployment["name"] for deployment in deployments]
     for index, deployment in enumerate(deployments):
         path, name = f"{where}[{index}]", deployment["name"]
-        if name not in DEPLOYMENTS:
-            problems.append(f"{path}.name: no deployment {name!r}; there are {', '.join(DEPLOYMENTS)}")
+        if name not in (known := (*DEPLOYMENTS, *OPTIONAL_DEPLOYMENTS)):
+            problems.append(f"{path}.name: no deployment {name!r}; there are {', '.join(known)}")
         if name in names[:index]:
             problems.append(f"{path}.name: {name!r} appears twice")
         if name != INGRESS and deployment.get("user_config") is not None:
@@ -93,6 +93,8 @@ def together_problems(
             )
         if deployment["name"] == INGRESS:
             problems += _ingress_problems(settings, deployment, path)
+        if deployment["name"] == IDENTITY_STAGE and not settings.identity.enabled:
+            problems.append(f"{path}.name: there is no {IDENTITY_STAGE} unless args.identity.enabled is true")
         problems += _sleep_problems(settings, deployment, path)
         if deployment["name"] == FLUX_REPLICA:
             problems += _gpu_problems(settings, deployment, path)

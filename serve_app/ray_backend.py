@@ -23,12 +23,15 @@ from serve_app.readiness import Readiness
 from serve_app.stages import (
     FACE_STAGE,
     FLUX_REPLICA,
+    IDENTITY_STAGE,
     MIN_WAIT_S,
     DrawJob,
     DrawRestarted,
     DrawResult,
     FaceJob,
     FaceResult,
+    IdentityJob,
+    IdentityResult,
     OnDrawEvent,
     StageStarting,
     StageStatus,
@@ -50,33 +53,46 @@ class RayBackend:
         *,
         face_stage: DeploymentHandle,
         flux_replica: DeploymentHandle,
+        identity_stage: DeploymentHandle | None = None,
         app_name: str,
         on_replay: Callable[[str], None],
     ) -> None:
         self._face_stage = face_stage
         self._flux_replica = flux_replica
         self._flux_streams = flux_replica.options(stream=True)
+        self._identity_stage = identity_stage
         self._on_replay = on_replay
+        stages = {FACE_STAGE: face_stage, FLUX_REPLICA: flux_replica}
+        if identity_stage is not None:
+            stages[IDENTITY_STAGE] = identity_stage
         self._readiness = Readiness(
             application=functools.partial(_application, app_name),
-            probes={
-                FACE_STAGE: functools.partial(_call, face_stage.check_health),
-                FLUX_REPLICA: functools.partial(_call, flux_replica.check_health),
-            },
+            probes={name: functools.partial(_call, stage.check_health) for name, stage in stages.items()},
         )
         self._starting = StartingWatch(self._readiness.statuses)
 
     async def prepare(self, job: FaceJob) -> FaceResult:
         """See :meth:`serve_app.stages.Backend.prepare`."""
-        try:
-            result: FaceResult = await _call(self._face_stage.prepare, job)
-        except _StageDied:
-            self._on_replay(FACE_STAGE)
-            try:
-                result = await _call(self._face_stage.prepare, job)
-            except _StageDied as error:
-                raise _died_twice(FACE_STAGE) from error
+        result: FaceResult = await self._call_twice(FACE_STAGE, self._face_stage.prepare, job)
         return result
+
+    async def identify(self, job: IdentityJob) -> IdentityResult:
+        """See :meth:`serve_app.stages.Backend.identify`."""
+        if self._identity_stage is None:
+            raise StageUnavailableError(f"this application has no {IDENTITY_STAGE}")
+        result: IdentityResult = await self._call_twice(IDENTITY_STAGE, self._identity_stage.identify, job)
+        return result
+
+    async def _call_twice(self, stage: str, method: Any, job: Any) -> Any:
+        """One call, and another where the replica died under the first."""
+        try:
+            return await _call(method, job)
+        except _StageDied:
+            self._on_replay(stage)
+        try:
+            return await _call(method, job)
+        except _StageDied as error:
+            raise _died_twice(stage) from error
 
     async def draw(self, job: DrawJob, on_event: OnDrawEvent | None = None) -> DrawResult:
         """See :meth:`serve_app.stages.Backend.draw`."""

@@ -81,6 +81,17 @@ class FaceSettings(StrictSettings):
     cache_bytes: int = Field(default=64 * _MIB, ge=0)
 
 
+class IdentitySettings(StrictSettings):
+    """The stage that measures how alike faces are; needs ``pip install 'likeness[identity]'`` where it runs.
+
+    ``max_candidates`` bounds ``num_candidates`` of a request.
+    """
+
+    enabled: bool = False
+    max_candidates: int = Field(default=4, ge=1, le=16)
+    cache_bytes: int = Field(default=4 * _MIB, ge=0)
+
+
 class LimitSettings(StrictSettings):
     """What one request may ask of the HTTP side. Limits that a model has are its profile's."""
 
@@ -137,6 +148,7 @@ class AppSettings(StrictSettings):
     model_dir: str = Field(default="", description="Folder of the profile's files, on every machine with a replica.")
     engine: EngineSettings = Field(default_factory=FluxEngineSettings)
     face: FaceSettings = Field(default_factory=FaceSettings)
+    identity: IdentitySettings = Field(default_factory=IdentitySettings)
     limits: LimitSettings = Field(default_factory=LimitSettings)
     pictures: PictureSettings = Field(default_factory=PictureSettings)
     prices: PriceSettings = Field(default_factory=PriceSettings)

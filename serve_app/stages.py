@@ -10,13 +10,17 @@ import dataclasses
 from collections.abc import Callable
 from typing import Final, Literal, Protocol
 
+from engine.face.identity import IdentityVector
 from engine.request import ImageRequest, Reference, StageSeconds
 
 INGRESS: Final = "Ingress"
 FACE_STAGE: Final = "FaceStage"
 FLUX_REPLICA: Final = "FluxReplica"
+IDENTITY_STAGE: Final = "IdentityStage"
 DEPLOYMENTS: Final = (INGRESS, FACE_STAGE, FLUX_REPLICA)
-"""Names of the three deployments, in the order of a request's road."""
+"""Names of the three deployments that are always there, in the order of a request's road."""
+OPTIONAL_DEPLOYMENTS: Final = (IDENTITY_STAGE,)
+"""Names of those that are there where the settings ask for them."""
 
 MIN_WAIT_S: Final = 1e-3
 """What is left to the engine of a ``max_wait_s`` that is as good as over; its refusal is the right answer then."""
@@ -117,6 +121,26 @@ class DrawResult:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class IdentityJob:
+    """A picture whose largest face is to be measured: a reference as it came in, or one that was drawn.
+
+    Attributes:
+        data: the encoded picture.
+        media_type: what it is said to be.
+    """
+
+    data: bytes
+    media_type: str
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class IdentityResult:
+    """Who is in a picture; ``vector`` is None where no face was found."""
+
+    vector: IdentityVector | None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class StageStarting:
     """A stage has no replica yet, and requests wait for one.
 
@@ -201,6 +225,15 @@ class Backend(Protocol):
         Raises:
             EngineError: see :mod:`engine.errors`.
             StageUnavailableError: the stage can't be reached.
+        """
+        ...
+
+    async def identify(self, job: IdentityJob) -> IdentityResult:
+        """Measure the largest face of a picture.
+
+        Raises:
+            ReferenceImageError: the picture can't be used.
+            StageUnavailableError: the stage can't be reached, or is not part of this application.
         """
         ...
 

@@ -10,7 +10,18 @@ from engine.errors import DeadlineExceededError, RequestCancelledError
 from engine.profile import ModelProfile
 from engine.request import ImageRequest
 from serve_app.access.visit import current_visit
-from serve_app.stages import Backend, DrawJob, DrawResult, FaceJob, FaceResult, OnDrawEvent, StageStarting, StageStatus
+from serve_app.stages import (
+    Backend,
+    DrawJob,
+    DrawResult,
+    FaceJob,
+    FaceResult,
+    IdentityJob,
+    IdentityResult,
+    OnDrawEvent,
+    StageStarting,
+    StageStatus,
+)
 
 
 class MeteredBackend:
@@ -49,6 +60,10 @@ class MeteredBackend:
     async def prepare(self, job: FaceJob) -> FaceResult:
         """See :meth:`serve_app.stages.Backend.prepare`."""
         return await self._backend.prepare(job)
+
+    async def identify(self, job: IdentityJob) -> IdentityResult:
+        """See :meth:`serve_app.stages.Backend.identify`."""
+        return await self._backend.identify(job)
 
     async def starting(self) -> StageStarting | None:
         """See :meth:`serve_app.stages.Backend.starting`."""

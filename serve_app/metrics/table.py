@@ -11,7 +11,7 @@ from typing import Final
 
 from serve_app.errors import ANSWERS, INTERNAL_ANSWER, INTERNAL_ERROR_TYPE
 from serve_app.metrics.metric import OTHER, Metric, closed, open_
-from serve_app.stages import DEPLOYMENTS, FACE_STAGE, FLUX_REPLICA
+from serve_app.stages import DEPLOYMENTS, FACE_STAGE, FLUX_REPLICA, IDENTITY_STAGE, OPTIONAL_DEPLOYMENTS
 
 CANCELLED: Final = "cancelled"
 CLIENT_GONE_STATUS: Final = 499
@@ -110,7 +110,10 @@ FACES = closed(
     cached=("true", "false"),
 )
 REPLAYS = closed(
-    "replays", "counter", "Requests run again after a stage died under them.", stage=(FACE_STAGE, FLUX_REPLICA)
+    "replays",
+    "counter",
+    "Requests run again after a stage died under them.",
+    stage=(FACE_STAGE, FLUX_REPLICA, IDENTITY_STAGE),
 )
 IDENTITY_SCORE = closed(
     "identity_score", "histogram", "Similarity of the picture's face to the reference's.", buckets=_SCORE
@@ -161,15 +164,17 @@ DEVICE_SECONDS = open_("device_seconds", "counter", "Seconds the devices were bu
 
 # -- replicas ---------------------------------------------------------------------------------------------------------
 
+_DEPLOYMENTS: Final = (*DEPLOYMENTS, *OPTIONAL_DEPLOYMENTS)
+
 REPLICAS = closed(
-    "replicas", "gauge", "Replicas that report, by state.", deployment=DEPLOYMENTS, state=("starting", "ready")
+    "replicas", "gauge", "Replicas that report, by state.", deployment=_DEPLOYMENTS, state=("starting", "ready")
 )
 COLD_START_SECONDS = Metric(
     name="cold_start_seconds",
     kind="histogram",
     text="Seconds from a replica's constructor until it could serve, and what they went into.",
     labels=("deployment", "stage"),
-    series=frozenset({*((name, "total") for name in DEPLOYMENTS), *((FLUX_REPLICA, stage) for stage in _LOAD_STAGES)}),
+    series=frozenset({*((name, "total") for name in _DEPLOYMENTS), *((FLUX_REPLICA, stage) for stage in _LOAD_STAGES)}),
     buckets=_LOAD_S,
 )
 
