@@ -190,17 +190,19 @@ class ModelList(BaseModel):
 
 
 class StageBody(BaseModel):
-    """Whether one stage can serve."""
+    """How one stage is."""
 
     name: str
-    is_ready: bool
-    reason: str = Field(description="Empty where the stage is ready.")
+    is_ready: bool = Field(description="A request that comes now will be served.")
+    is_awake: bool = Field(description="It can begin at once; otherwise it waits for a replica to start.")
+    reason: str = Field(description="Empty where the stage is ready and awake.")
 
 
 class ReadyAnswer(BaseModel):
     """The answer of ``GET /ready``."""
 
     is_ready: Literal[True] = True
+    is_awake: bool = Field(description="Every stage is: a picture can begin at once.")
     stages: list[StageBody]
 
 

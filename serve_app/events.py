@@ -40,12 +40,13 @@ def last_event(status: int, answer: bytes) -> bytes:
 
 
 def _starting(event: StageStarting) -> StartingEvent:
+    phase = f" ({event.phase})" if event.phase else ""
     of_about = "" if event.expected_s is None else f" of about {math.ceil(event.expected_s)} s"
     return StartingEvent(
         stage=event.stage,
         elapsed_s=round(event.elapsed_s, 1),
         expected_s=None if event.expected_s is None else round(event.expected_s, 1),
-        message=f"starting a replica of {event.stage}: {event.elapsed_s:.0f} s{of_about}",
+        message=f"starting a replica of {event.stage}{phase}: {event.elapsed_s:.0f} s{of_about}",
     )
 
 

@@ -121,12 +121,16 @@ def make_app(
 
     @app.get("/ready", tags=["service"], response_model=ReadyAnswer, responses=openapi.READY_RESPONSES)
     async def ready(request: Request) -> Response:
-        """Whether every stage can serve."""
+        """Whether every stage takes requests; and whether a picture can begin at once, or has to wake a stage first."""
         statuses = await backend.statuses()
-        stages = [StageBody(name=s.name, is_ready=s.is_ready, reason=s.reason).model_dump() for s in statuses]
+        stages = [
+            StageBody(name=s.name, is_ready=s.is_ready, is_awake=s.is_awake, reason=s.reason).model_dump()
+            for s in statuses
+        ]
         waiting = [f"{s.name} ({s.reason})" for s in statuses if not s.is_ready]
         if not waiting:
-            return JSONResponse({"is_ready": True, "stages": stages})
+            is_awake = all(s.is_awake for s in statuses)
+            return JSONResponse({"is_ready": True, "is_awake": is_awake, "stages": stages})
         reply = describe(
             StageUnavailableError(f"not ready: {', '.join(waiting)}"), request_id=request_id_of(request.scope)
         )

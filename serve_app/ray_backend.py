@@ -9,11 +9,11 @@ import functools
 import logging
 import secrets
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from ray import serve
 from ray.exceptions import RayActorError, RayError
+from ray.serve.context import _get_global_client
 from ray.serve.exceptions import BackPressureError, RayServeException
 from ray.serve.handle import DeploymentHandle
 
@@ -66,7 +66,7 @@ class RayBackend:
         if identity_stage is not None:
             stages[IDENTITY_STAGE] = identity_stage
         self._readiness = Readiness(
-            application=functools.partial(_application, app_name),
+            deployments=functools.partial(_deployments, app_name),
             probes={name: functools.partial(_call, stage.check_health) for name, stage in stages.items()},
         )
         self._starting = StartingWatch(self._readiness.statuses)
@@ -129,13 +129,17 @@ class _StageDied(Exception):
     """The replica or its engine ended under this request; another may do better."""
 
 
-def _application(name: str) -> Any:
-    """Serve's overview of an application; None where its controller does not know it or can't be reached."""
+def _deployments(app_name: str) -> Mapping[str, Any] | None:
+    """Serve's details of an application's deployments; None where its controller does not know it or is out of reach.
+
+    What ``serve.status()`` leaves out is needed: whether a replica that starts has a node, and since when it does.
+    """
     try:
-        return serve.status().applications.get(name)
+        application = _get_global_client().get_serve_details()["applications"].get(app_name)
     except (RayError, RayServeException):
         logger.warning("Serve's controller can't be reached", exc_info=True)
         return None
+    return None if application is None else application["deployments"]
 
 
 async def _call(method: Any, *jobs: Any) -> Any:

@@ -147,12 +147,14 @@ class StageStarting:
     Attributes:
         stage: its name.
         elapsed_s: how long it has been starting, as far as is known here.
-        expected_s: how long that takes, from the last time; None where it was never seen.
+        expected_s: how long that takes, from the last time or as the operator says; None where nobody knows.
+        phase: what it waits for: ``waiting for a node``, or ``loading``; empty where that is not known.
     """
 
     stage: str
     elapsed_s: float
     expected_s: float | None
+    phase: str = ""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -197,11 +199,25 @@ OnDrawEvent = Callable[[DrawEvent], None]
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class StageStatus:
-    """Whether a stage can serve, and if not, why, in words for an operator's eyes at a load balancer."""
+    """How a stage is. See :mod:`serve_app.readiness`.
+
+    Attributes:
+        name: the stage.
+        is_ready: a request that comes now will be served.
+        is_awake: it can begin at once; otherwise it waits for a replica to start.
+        reason: where it is not ready or not awake, why, in words for an operator's eyes at a load balancer.
+        phase: what a start that is under way waits for.
+        starting_s: for so long, as far as is known.
+        expected_start_s: a start takes about so long, as far as is known.
+    """
 
     name: str
     is_ready: bool
+    is_awake: bool = True
     reason: str = ""
+    phase: str = ""
+    starting_s: float | None = None
+    expected_start_s: float | None = None
 
 
 class Backend(Protocol):

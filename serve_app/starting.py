@@ -9,10 +9,9 @@ from serve_app.stages import StageStarting, StageStatus
 
 
 class StartingWatch:
-    """Remembers, from one look to the next, since when a stage has not been ready.
+    """Remembers, from one look to the next, since when a stage has had no replica.
 
-    What it says of the time is what this process saw: the wait counts from the first look, and how long a start takes
-    is known once one was watched to its end.
+    How long a start takes is known once one was watched to its end; until then, what the status says is passed on.
     """
 
     def __init__(
@@ -30,12 +29,17 @@ class StartingWatch:
         """The first stage on a request's road that is not ready."""
         now_s, first = self._clock(), None
         for status in await self._statuses():
-            if status.is_ready:
+            if status.is_ready and status.is_awake:
                 if (since_s := self._since_s.pop(status.name, None)) is not None:
                     self._took_s[status.name] = now_s - since_s
                 continue
-            elapsed_s = now_s - self._since_s.setdefault(status.name, now_s)
+            # Others may have watched it start for longer, and Serve's controller from the beginning.
+            since_s = min(self._since_s.get(status.name, now_s), now_s - (status.starting_s or 0.0))
+            self._since_s[status.name] = since_s
             first = first or StageStarting(
-                stage=status.name, elapsed_s=elapsed_s, expected_s=self._took_s.get(status.name)
+                stage=status.name,
+                elapsed_s=now_s - since_s,
+                expected_s=self._took_s.get(status.name, status.expected_start_s),
+                phase=status.phase,
             )
         return first

@@ -109,8 +109,8 @@ def test_what_requests_take_is_remembered_when_no_replica_is_left() -> None:
 
 def test_a_change_is_one_line(log: Lines) -> None:
     policy = WorkPolicy(**KWARGS)
-    for _ in range(5):
-        policy(context({"a": report(35.0)}))
+    for target in (1, 4, 4, 4):  # Serve takes the number over before it asks again
+        policy(context({"a": report(35.0)}, target_num_replicas=target))
     (line,) = log.lines
     assert line == {
         "event": "scaling",

@@ -37,7 +37,6 @@ class WorkPolicy:
         checked = ScalingSettings.model_validate(settings)
         self._scaler = Scaler(checked.rules())
         self._request_s = checked.request_s
-        self._told: tuple[int, str] | None = None
         self._gauges_set_s = float("-inf")
         tags = ("deployment", "application")
         self._wanted = metrics.Gauge("likeness_scaling_wanted_replicas", "Replicas the policy wants.", tags)
@@ -90,12 +89,10 @@ class WorkPolicy:
             self._wanted.set(decision.num_replicas, tags)
             self._owed.set(decision.owed_s, tags)
             self._arriving.set(decision.arriving, tags)
-        if (decision.num_replicas, decision.cause) == self._told:
-            return
-        self._told = (decision.num_replicas, decision.cause)
         by = decision.num_replicas - ctx.target_num_replicas
-        if by:
-            self._changes.inc(1, {**tags, "cause": decision.cause, "direction": "up" if by > 0 else "down"})
+        if not by:
+            return
+        self._changes.inc(1, {**tags, "cause": decision.cause, "direction": "up" if by > 0 else "down"})
         line = {
             "event": "scaling",
             **tags,
