@@ -26,9 +26,9 @@ from serve_app.metrics.ingress import IngressMetrics
 from serve_app.metrics.ray_ledger import RayLedger, open_recorder
 from serve_app.metrics.replica import ReplicaStart
 from serve_app.ray_backend import RayBackend
-from serve_app.request_log import log_to_stdout
 from serve_app.settings import AppSettings
 from serve_app.stages import FACE_STAGE, FLUX_REPLICA, IDENTITY_STAGE, INGRESS
+from serve_app.structured_log import log_to_stdout
 
 logger = logging.getLogger(__name__)
 
@@ -49,7 +49,7 @@ class Ingress:
         flux_replica: DeploymentHandle,
         identity_stage: DeploymentHandle | None,
     ) -> None:
-        log_to_stdout()
+        log_to_stdout(INGRESS)
         context = serve.get_replica_context()
         self._args = self._settings = settings
         self._app: FastAPI | None = None

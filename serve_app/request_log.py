@@ -1,4 +1,4 @@
-"""One line of JSON for every picture request: what was asked in numbers, what came of it, where the time went.
+"""One line of the log for every picture request: what was asked in numbers, what came of it, where the time went.
 
 Never the prompt, the picture, or anything else a caller wrote in words.
 """
@@ -6,10 +6,11 @@ Never the prompt, the picture, or anything else a caller wrote in words.
 from __future__ import annotations
 
 import dataclasses
-import json
 import logging
-import sys
 from typing import Any, Final
+
+from serve_app import tracing
+from serve_app.structured_log import event_line
 
 REQUEST_LOGGER: Final = "serve_app.request"
 
@@ -47,14 +48,6 @@ class RequestRecord:
         fields = dataclasses.asdict(self)
         del fields["started_s"]
         fields["stages_s"] = {name: round(seconds, 4) for name, seconds in self.stages_s.items()}
-        logger.info(json.dumps({"event": "request", **fields}, separators=(",", ":")))
-
-
-def log_to_stdout() -> None:
-    """Send the request log to this process's standard output, one bare line each. Idempotent."""
-    if not logger.handlers:
-        handler = logging.StreamHandler(sys.stdout)
-        handler.setFormatter(logging.Formatter("%(message)s"))
-        logger.addHandler(handler)
-        logger.setLevel(logging.INFO)
-        logger.propagate = False
+        if trace_id := tracing.current_trace_id():
+            fields["trace_id"] = trace_id
+        logger.info(event_line("request", **fields))
