@@ -7,6 +7,7 @@ import base64
 import dataclasses
 import functools
 import io
+import threading
 import time
 from collections.abc import Callable
 from typing import Any
@@ -130,14 +131,25 @@ class Service:
         return metric_sum((await self.client.get("/metrics")).text, name, **labels)
 
 
-def with_service(test: Callable[[Service], Any], **changes: Any) -> None:
-    """Run an async test against a fresh service, with changes to its settings."""
+def with_service(
+    test: Callable[[Service], Any],
+    *,
+    sleep: Callable[[float], None] = time.sleep,
+    clock: Callable[[], float] = time.monotonic,
+    **changes: Any,
+) -> None:
+    """Run an async test against a fresh service, with changes to its settings.
+
+    Args:
+        sleep, clock: the engine's; a step sleeps once.
+    """
 
     async def run() -> None:
         settings = AppSettings.model_validate(FAKE_SETTINGS | changes)
         profile = settings.load_profile()
         assert settings.engine.kind == "fake"
-        engine = FakeEngine(profile, step_s=settings.engine.step_s)
+        engine_settings = settings.engine.model_dump(exclude={"kind", "device_name"})
+        engine = FakeEngine(profile, **engine_settings, sleep=sleep, clock=clock)
         tools = functools.partial(
             open_tools, profile_name=settings.profile, model_dir="", settings=settings.face, limits=settings.limits
         )
@@ -156,6 +168,35 @@ def with_service(test: Callable[[Service], Any], **changes: Any) -> None:
         await replica.close()
 
     asyncio.run(run())
+
+
+class HeldSteps:
+    """The ``sleep`` and ``clock`` of a fake engine whose steps end only when the test lets them; then they took their
+    time, though none has passed."""
+
+    def __init__(self) -> None:
+        self._gate = threading.Semaphore(0)
+        self._now_s = 0.0
+        self.num_begun = 0
+        self.num_let_go = 0
+
+    def sleep(self, seconds: float) -> None:
+        """A step of the engine."""
+        self.num_begun += 1
+        self._gate.acquire()
+        self._now_s += seconds
+
+    def clock(self) -> float:
+        """Seconds of all steps so far."""
+        return self._now_s
+
+    async def step(self, engine: FakeEngine) -> None:
+        """Let one step end, and wait until the next is under way; where the engine has no work, do nothing."""
+        await until(lambda: self.num_begun > self.num_let_go or not engine.has_work)
+        if self.num_begun > self.num_let_go:
+            self.num_let_go += 1
+            self._gate.release()
+            await until(lambda: self.num_begun > self.num_let_go or not engine.has_work)
 
 
 def metric_sum(page: str, name: str, **labels: str) -> float:

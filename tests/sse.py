@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import json
-from collections.abc import Callable
 from typing import Any
 
 from tests.asgi import URL, Service, body
@@ -42,24 +41,29 @@ class Caller:
     Attributes:
         status: of the answer, once it has begun.
         received: what was sent to it so far.
-        ending: what its ``receive`` does when it is gone; returning says ``http.disconnect``.
     """
 
     service: Service
     accept: str = "text/event-stream"
     changes: dict[str, Any] = dataclasses.field(default_factory=dict)
-    ending: Callable[[], None] = lambda: None
+    request_id: str = "caller"
     status: int = 0
     received: bytes = b""
     is_complete: bool = False
 
     def __post_init__(self) -> None:
         self._gone = asyncio.Event()
+        self._is_broken = False
         self._content = [json.dumps(body(**self.changes)).encode()]
         self._task = asyncio.ensure_future(self._call())
 
     def leave(self) -> None:
         """Close the connection."""
+        self._gone.set()
+
+    def break_off(self) -> None:
+        """Close the connection so that reading from it fails."""
+        self._is_broken = True
         self._gone.set()
 
     def cut(self) -> None:
@@ -77,6 +81,7 @@ class Caller:
 
     async def _call(self) -> None:
         headers = [(b"content-type", b"application/json"), (b"accept", self.accept.encode())]
+        headers.append((b"x-request-id", self.request_id.encode()))
         scope = {"type": "http", "method": "POST", "path": URL, "query_string": b"", "headers": headers}
         await self.service.app(scope, self._receive, self._send)
 
@@ -84,7 +89,8 @@ class Caller:
         if self._content:
             return {"type": "http.request", "body": self._content.pop(), "more_body": False}
         await self._gone.wait()
-        self.ending()
+        if self._is_broken:
+            raise RuntimeError("the task that reads the connection was cancelled")
         return {"type": "http.disconnect"}
 
     async def _send(self, message: Any) -> None:
