@@ -13,7 +13,10 @@ from engine.profile import SIZE_STEP_PX, DrawnSize, ModelProfile
 from engine.request import Reference
 from engine.runner import FluxRunner, Row
 
-NUM_REPEATS = 3
+MAX_REPEATS = 3
+
+ENOUGH_S = 0.3
+"""A shape is timed until it took this long, at least once: slow devices are not slowed further, and vary less."""
 
 SIDES = (0.5, 0.75, 1.0)
 """Sides of the pictures to time, in parts of the native size."""
@@ -26,14 +29,15 @@ def calibrated(
 
     def seconds(work: Callable[[], object]) -> float:
         """Median of a few, after one that chooses kernels."""
+        work()
         times: list[float] = []
-        for _ in range(1 + NUM_REPEATS):
+        while len(times) < MAX_REPEATS and sum(times) < ENOUGH_S:
             runner.synchronize()
             started_s = clock()
             work()
             runner.synchronize()
             times.append(max(clock() - started_s, 1e-9))
-        return statistics.median(times[1:])
+        return statistics.median(times)
 
     small, middle, native = (_scaled(profile, side) for side in SIDES)
     text = runner.encode_prompt_anew("warm up")

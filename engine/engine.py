@@ -66,12 +66,17 @@ class FluxEngine:
     """One model on one device. See :class:`engine.protocol.ImageEngine` for the contract of every method."""
 
     def __init__(
-        self, config: EngineConfig, runner: FluxRunner, *, clock: Callable[[], float] = time.monotonic
+        self,
+        config: EngineConfig,
+        runner: FluxRunner,
+        *,
+        meter: CostMeter | None = None,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._config = config
         self._runner = runner
         self._clock = clock
-        self._meter = CostMeter(UNCALIBRATED)
+        self._meter = meter or CostMeter(UNCALIBRATED)
         self._preview = LatentPreview.of(config.profile.autoencoder)
         self._ledger: Ledger[_Drawing] = Ledger(
             policy=make_policy(config.policy, lambda row_tokens: self._meter.model.step_seconds(row_tokens)),
