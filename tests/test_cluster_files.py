@@ -118,7 +118,7 @@ def test_the_manifests_other_lines_stay_when_the_configuration_is_written_anew()
         manifest_with(config, "spec: {}\n")
 
 
-# -- safe by default ----------------------------------------------------------------------------------------------------
+# -- safe by default --------------------------------------------------------------------------------------------------
 
 
 def options(command: str) -> dict[str, str]:
