@@ -8,6 +8,7 @@ Imports no torch: the ingress and Ray's own processes import this module.
 
 import functools
 import logging
+from collections.abc import Callable
 from typing import Any, Final
 
 from fastapi import FastAPI
@@ -25,10 +26,10 @@ from serve_app.live_settings import LiveSettings
 from serve_app.metrics.ingress import IngressMetrics
 from serve_app.metrics.ray_ledger import RayLedger, open_recorder
 from serve_app.metrics.replica import ReplicaStart
+from serve_app.observed import observe, observed
 from serve_app.ray_backend import RayBackend
 from serve_app.settings import AppSettings
 from serve_app.stages import FACE_STAGE, FLUX_REPLICA, IDENTITY_STAGE, INGRESS
-from serve_app.structured_log import log_to_stdout
 
 logger = logging.getLogger(__name__)
 
@@ -49,8 +50,8 @@ class Ingress:
         flux_replica: DeploymentHandle,
         identity_stage: DeploymentHandle | None,
     ) -> None:
-        log_to_stdout(INGRESS)
         context = serve.get_replica_context()
+        observe(INGRESS, settings.tracing, replica=context.replica_id.unique_id)
         self._args = self._settings = settings
         self._app: FastAPI | None = None
         self._recorder = open_recorder(context.app_name)
@@ -118,12 +119,16 @@ def build(args: AppSettings) -> Application:
     profile = args.load_profile()
     shutdown_s = args.limits.request_timeout_s + SHUTDOWN_MARGIN_S
     names = {"profile_name": args.profile, "model_dir": args.model_dir}
+
+    def in_its_process(stage: str, open_: Callable[[], Any]) -> Callable[[], Any]:
+        return functools.partial(observed, stage, args.tracing, open_)
+
     common: dict[str, Any] = {"graceful_shutdown_timeout_s": shutdown_s, "health_check_period_s": 5.0}
 
     face_stage = serve.deployment(
         FaceStage, name=FACE_STAGE, max_ongoing_requests=4, ray_actor_options={"num_cpus": 1}, **common
     ).bind(
-        functools.partial(open_tools, **names, settings=args.face, limits=args.limits),
+        in_its_process(FACE_STAGE, functools.partial(open_tools, **names, settings=args.face, limits=args.limits)),
         cache_bytes=args.face.cache_bytes,
         open_recorder=open_recorder,
     )
@@ -134,13 +139,13 @@ def build(args: AppSettings) -> Application:
         max_ongoing_requests=64,
         ray_actor_options={"num_cpus": 1, "num_gpus": int(args.engine.device == "cuda")},
         **common,
-    ).bind(functools.partial(open_engine, **names, settings=args.engine), open_recorder)
+    ).bind(in_its_process(FLUX_REPLICA, functools.partial(open_engine, **names, settings=args.engine)), open_recorder)
     identity_stage = None
     if args.identity.enabled:
         identity_stage = serve.deployment(
             IdentityStage, name=IDENTITY_STAGE, max_ongoing_requests=4, ray_actor_options={"num_cpus": 1}, **common
         ).bind(
-            functools.partial(open_model, min_confidence=args.face.min_confidence),
+            in_its_process(IDENTITY_STAGE, functools.partial(open_model, min_confidence=args.face.min_confidence)),
             limits=picture_limits(args.limits, profile),
             cache_bytes=args.identity.cache_bytes,
             open_recorder=open_recorder,

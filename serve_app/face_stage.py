@@ -19,6 +19,7 @@ from engine.face.detect import YuNetDetector
 from engine.face.prepare import FacePreparer, PreparedFace
 from engine.profile import load_profile
 from engine.request import Embedding, Reference, RgbImage
+from serve_app import tracing
 from serve_app.metrics.recorder import Recorder
 from serve_app.metrics.replica import ReplicaStart
 from serve_app.scaling.load import WorkClock
@@ -68,7 +69,7 @@ class FaceStage:
 
     async def prepare(self, job: FaceJob) -> FaceResult:
         """See :meth:`serve_app.stages.Backend.prepare`. Runs in a thread: decoding and CLIP take up to a second."""
-        with self._work.working():
+        with self._work.working(), tracing.span(FACE_STAGE, parent=job.trace):
             return await asyncio.to_thread(self._prepare, job)
 
     async def record_autoscaling_stats(self) -> dict[str, float]:

@@ -12,6 +12,7 @@ from engine.fake import FakeEngine
 from engine.loop import EngineLoop
 from engine.profile import load_profile
 from engine.protocol import ImageEngine
+from serve_app import tracing
 from serve_app.draw_progress import DrawProgress
 from serve_app.encode import encode_picture
 from serve_app.metrics.recorder import Recorder
@@ -54,6 +55,12 @@ class FluxReplica:
 
     async def draw(self, job: DrawJob, on_event: OnDrawEvent | None = None) -> DrawResult:
         """See :meth:`serve_app.stages.Backend.draw`."""
+        with tracing.span(FLUX_REPLICA, parent=job.trace) as span:
+            result = await self._draw(job, on_event)
+            span.add_parts(_parts(result))
+            return result
+
+    async def _draw(self, job: DrawJob, on_event: OnDrawEvent | None) -> DrawResult:
         self._loop.start()
         finished = await self._loop.draw(job.request, None if on_event is None else self._progress(on_event))
         started_s = time.perf_counter()
@@ -106,6 +113,18 @@ class FluxReplica:
     def _progress(self, on_event: OnDrawEvent) -> DrawProgress:
         stats = self._engine.stats()
         return DrawProgress(on_event, position=stats.num_waiting + stats.num_running + 1)
+
+
+def _parts(result: DrawResult) -> dict[str, float]:
+    """Where a drawing's seconds went, in the order of its road."""
+    stages = result.stages
+    engine_s = {
+        "queue": stages.queue_s,
+        "encode": stages.encode_s,
+        "denoise": stages.denoise_s,
+        "decode": stages.decode_s,
+    }
+    return {**engine_s, "compress": result.compress_s}
 
 
 def open_engine(*, profile_name: str, model_dir: str, settings: FluxEngineSettings | FakeEngineSettings) -> OpenEngine:

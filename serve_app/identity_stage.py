@@ -17,6 +17,7 @@ from engine.face.decode import ImageLimits, decode_image
 from engine.face.detect import YuNetDetector
 from engine.face.identity import DlibIdentity, IdentityModel
 from engine.profile import ModelProfile
+from serve_app import tracing
 from serve_app.metrics.recorder import Recorder
 from serve_app.metrics.replica import ReplicaStart
 from serve_app.scaling.load import WorkClock
@@ -54,7 +55,7 @@ class IdentityStage:
 
     async def identify(self, job: IdentityJob) -> IdentityResult:
         """See :meth:`serve_app.stages.Backend.identify`."""
-        with self._work.working():
+        with self._work.working(), tracing.span(IDENTITY_STAGE, parent=job.trace):
             return await asyncio.to_thread(self._identify, job)
 
     async def record_autoscaling_stats(self) -> dict[str, float]:

@@ -14,7 +14,7 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, Response
 
 from engine.profile import SIZE_STEP_PX, ModelProfile
-from serve_app import docs_page, openapi
+from serve_app import docs_page, openapi, tracing
 from serve_app.access import browser
 from serve_app.access.gate import Gate, open_door
 from serve_app.access.limits import Limits
@@ -36,6 +36,7 @@ from serve_app.metrics.page import CONTENT_TYPE
 from serve_app.request_id import EchoRequestId, request_id_of
 from serve_app.settings import AppSettings
 from serve_app.stages import Backend
+from serve_app.traced import TracedBackend, TraceRequests
 from serve_app.workflow import request_from_graph
 
 GENERATE_PATH = "/flux-ipadapter-faceid"
@@ -65,6 +66,8 @@ def make_app(
         KeyFileError: the settings name a key file that can't be used.
     """
     door = open_door(settings.access, metrics=metrics, max_visit_s=settings.limits.max_visit_s, limits=limits)
+    if tracing.is_on():
+        backend = TracedBackend(backend)
     if door.limits is not None:
         backend = MeteredBackend(backend, profile)
     generator = Generator(backend=backend, settings=settings, profile=profile, metrics=metrics)
@@ -77,6 +80,7 @@ def make_app(
         redoc_url=None,
         middleware=[
             *([Middleware(EchoRequestId)] if echo_request_id else []),
+            *([Middleware(TraceRequests, paths=(GENERATE_PATH, WORKFLOW_PATH))] if tracing.is_on() else []),
             Middleware(browser.BrowserHeaders),
             *browser.for_other_sites(settings.access.allowed_origins),
             Middleware(Gate, door=door),
@@ -169,6 +173,7 @@ def _model_card(profile: ModelProfile, settings: AppSettings) -> ModelCard:
             max_steps=limits.max_num_steps,
             max_cfg=limits.max_cfg,
             max_guidance=limits.max_guidance,
+            max_candidates=settings.identity.max_candidates if settings.identity.enabled else 0,
             max_body_bytes=http.max_body_bytes,
             max_reference_bytes=http.max_reference_bytes,
             max_reference_pixels=http.max_reference_pixels,

@@ -141,6 +141,19 @@ class PriceSettings(StrictSettings):
         return device_s * price / 3600.0
 
 
+class TracingSettings(StrictSettings):
+    """Traces of requests (OpenTelemetry), sent over OTLP/HTTP; needs ``pip install 'likeness[tracing]'``.
+
+    ``otlp_endpoint`` is a collector's full address, such as ``http://collector:4318/v1/traces``; empty: no traces.
+    ``sample_ratio`` is the share of requests traced where the caller's own trace does not decide.
+    """
+
+    otlp_endpoint: str = Field(default="", pattern=r"^(https?://\S+)?$")
+    sample_ratio: float = Field(default=1.0, ge=0.0, le=1.0)
+    service_name: str = "likeness"
+    timeout_s: float = Field(default=10.0, gt=0.0)
+
+
 class AppSettings(StrictSettings):
     """The whole application."""
 
@@ -152,6 +165,7 @@ class AppSettings(StrictSettings):
     limits: LimitSettings = Field(default_factory=LimitSettings)
     pictures: PictureSettings = Field(default_factory=PictureSettings)
     prices: PriceSettings = Field(default_factory=PriceSettings)
+    tracing: TracingSettings = Field(default_factory=TracingSettings)
     access: AccessSettings = Field(default_factory=AccessSettings)
 
     @model_validator(mode="after")

@@ -7,7 +7,7 @@ Flux replica, never the caller's picture, and an encoded file travels back, neve
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Final, Literal, Protocol
 
 from engine.face.identity import IdentityVector
@@ -39,12 +39,14 @@ class FaceJob:
         media_type: what the caller says it is.
         policy: what to do about faces.
         provider: where the caller wants it encoded.
+        trace: W3C's headers of the caller's span, see :mod:`serve_app.tracing`.
     """
 
     data: bytes
     media_type: str
     policy: FacePolicy
     provider: FaceProvider
+    trace: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -92,10 +94,11 @@ class PictureEncoding:
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class DrawJob:
-    """A picture to draw and how to write it."""
+    """A picture to draw and how to write it. ``trace``: see :class:`FaceJob`."""
 
     request: ImageRequest
     encoding: PictureEncoding
+    trace: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -127,10 +130,12 @@ class IdentityJob:
     Attributes:
         data: the encoded picture.
         media_type: what it is said to be.
+        trace: see :class:`FaceJob`.
     """
 
     data: bytes
     media_type: str
+    trace: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)

@@ -1,8 +1,8 @@
 """Traces of requests through all stages (OpenTelemetry); off unless the settings name a collector.
 
-Off costs nothing: no package is imported, no header read, and a span is one shared object that does nothing. On, a
-request is one trace: the ingress's span, one for each call of a stage, one inside the stage's own process, and below
-that the engine's stages. What crosses processes is data: W3C's ``traceparent`` and ``tracestate`` in the job.
+Off costs nothing: no package is imported for it, no header read, and a span is one shared object that does nothing.
+On, a request is one trace: the ingress's span, one for each call of a stage, one inside the stage's own process, and
+below that the engine's stages. What crosses processes is data: W3C's ``traceparent`` and ``tracestate`` in the job.
 
 Spans hold numbers and names of ours: never a prompt, a picture, a key or an error's text.
 """

@@ -113,7 +113,7 @@ def settings_models(model: type[BaseModel]) -> set[type[BaseModel]]:
 
 def test_every_section_is_strict() -> None:
     models = settings_models(AppSettings)
-    assert len(models) == 10
+    assert len(models) == 11
     for model in models:
         assert model.model_config["extra"] == "forbid"
         assert model.model_config["strict"] is True
