@@ -75,7 +75,9 @@ class Batches:
 
     def crops(self, rows: Tensor) -> Tensor:
         """Reference crops of these pictures, changed as cameras change them."""
-        return reference_crops(self.corpus.images[rows], self.corpus.faces[rows], self.generator)
+        # Pixels have their own precision; autocast can't sample grids in half of it.
+        with torch.autocast(self.corpus.images.device.type, enabled=False):
+            return reference_crops(self.corpus.images[rows], self.corpus.faces[rows], self.generator)
 
     def batch(self, count: int, drops: Drops, *, sigma: Tensor) -> Batch:
         """``count`` examples at these noise levels."""

@@ -35,6 +35,7 @@ class World:
             torch.cuda.set_device(place)
             torch.backends.cuda.matmul.allow_tf32 = True
             torch.backends.cudnn.allow_tf32 = True
+            torch.backends.cudnn.benchmark = True  # few shapes, many times
         if size > 1 and not dist.is_initialized():
             dist.init_process_group("nccl" if kind == "cuda" else "gloo")
         return World(rank=rank, size=size, device=place)
