@@ -15,7 +15,8 @@
     ├── QuotaTooSmallError         the picture takes more of a device than the client may use at all
     ├── LimitReachedError          the client's rate, quota or concurrency; says when to try again
     ├── TooManyRequestsError       this replica already holds as many requests as it may
-    └── StageUnavailableError      a stage can't be reached, or died twice under the same request
+    ├── QuarantinedError           replicas died under this request, again and again; it is not run any more
+    └── StageUnavailableError      a stage can't be reached
 
 What a caller sees is the contract's body ``{"error", "type", "details"}``. An error that is not in the table
 is answered with a sentence that says nothing about our insides; the log has it in full.
@@ -132,8 +133,12 @@ class TooManyRequestsError(ServeAppError):
     """This replica already holds as many requests as it may."""
 
 
+class QuarantinedError(ServeAppError):
+    """Replicas died under this request, again and again; it is not run any more (:mod:`serve_app.quarantine`)."""
+
+
 class StageUnavailableError(ServeAppError):
-    """A stage can't be reached, or died twice under the same request."""
+    """A stage can't be reached."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -183,6 +188,8 @@ ANSWERS: dict[type[BaseException], Answer] = {
     QuotaTooSmallError: Answer(status=403),
     LimitReachedError: Answer(status=429),
     TooManyRequestsError: Answer(status=429, retry_after_s=2.0),
+    # Not 503: clients would send it again, and what it may do to replicas is why it is not run.
+    QuarantinedError: Answer(status=500),
     StageUnavailableError: Answer(status=503, retry_after_s=5.0),
 }
 """Every error that is answered on purpose. A test holds that no class of either tree is missing."""

@@ -49,6 +49,10 @@ ERROR_EXAMPLES: Final[tuple[Exception, ...]] = (
     engine_errors.NumericalError("the network produced infinite values for this request"),
     engine_errors.OutOfDeviceMemoryError("the picture did not fit on the device; ask for a smaller one, or try again"),
     engine_errors.EngineStoppedError("the engine is closed"),
+    errors.QuarantinedError(
+        "3 replicas ended while they worked on this request, so it is not run again for the next 5 minutes; change it, "
+        "or tell the service's operator the request id"
+    ),
     errors.StageUnavailableError("the FluxReplica stage can't be reached; try again shortly"),
     engine_errors.DeadlineExceededError("the picture was not finished within 300 s"),
     RuntimeError("never shown"),

@@ -1,4 +1,4 @@
-"""The stages behind the ingress when they are Ray Serve deployments: one replay, plain errors, true cancellation."""
+"""The stages behind the ingress when they are Ray Serve deployments: replays, plain errors, true cancellation."""
 
 from __future__ import annotations
 
@@ -6,11 +6,12 @@ import asyncio
 import contextlib
 import dataclasses
 import functools
+import itertools
 import logging
 import secrets
 import time
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from typing import Any, Final, TypeVar
 
 from ray.exceptions import RayActorError, RayError
 from ray.serve.context import _get_global_client
@@ -19,6 +20,7 @@ from ray.serve.handle import DeploymentHandle
 
 from engine.errors import EngineStoppedError
 from serve_app.errors import StageUnavailableError, TooManyRequestsError, is_expected, unwrap
+from serve_app.quarantine import Quarantine, ReplicaDiedError, drawing_of, picture_of
 from serve_app.readiness import Readiness
 from serve_app.stages import (
     FACE_STAGE,
@@ -40,12 +42,18 @@ from serve_app.starting import StartingWatch
 
 logger = logging.getLogger(__name__)
 
+T = TypeVar("T")
+
+REPLAY_PAUSE_S: Final = 0.2
+"""Serve's router hears of a death a moment after us; a replay that meets the same dead replica would count as one more.
+"""
+
 
 class RayBackend:
     """See :class:`serve_app.stages.Backend`.
 
-    A request whose replica died, or whose engine stopped, is run again once: drawing depends on nothing but the
-    request, so the second run gives the same picture.
+    A request whose replica died, or whose engine stopped, is run again, at most as often as
+    :mod:`serve_app.quarantine` allows: drawing depends on nothing but the request, so every run gives the same picture.
     """
 
     def __init__(
@@ -62,6 +70,7 @@ class RayBackend:
         self._flux_streams = flux_replica.options(stream=True)
         self._identity_stage = identity_stage
         self._on_replay = on_replay
+        self._quarantine = Quarantine()
         stages = {FACE_STAGE: face_stage, FLUX_REPLICA: flux_replica}
         if identity_stage is not None:
             stages[IDENTITY_STAGE] = identity_stage
@@ -73,40 +82,42 @@ class RayBackend:
 
     async def prepare(self, job: FaceJob) -> FaceResult:
         """See :meth:`serve_app.stages.Backend.prepare`."""
-        result: FaceResult = await self._call_twice(FACE_STAGE, self._face_stage.prepare, job)
-        return result
+        return await self._until_it_lives(
+            FACE_STAGE, picture_of(job.data), lambda _: _call(self._face_stage.prepare, job)
+        )
 
     async def identify(self, job: IdentityJob) -> IdentityResult:
         """See :meth:`serve_app.stages.Backend.identify`."""
         if self._identity_stage is None:
             raise StageUnavailableError(f"this application has no {IDENTITY_STAGE}")
-        result: IdentityResult = await self._call_twice(IDENTITY_STAGE, self._identity_stage.identify, job)
-        return result
-
-    async def _call_twice(self, stage: str, method: Any, job: Any) -> Any:
-        """One call, and another where the replica died under the first."""
-        try:
-            return await _call(method, job)
-        except _StageDied:
-            self._on_replay(stage)
-        try:
-            return await _call(method, job)
-        except _StageDied as error:
-            raise _died_twice(stage) from error
+        identify = self._identity_stage.identify
+        return await self._until_it_lives(IDENTITY_STAGE, picture_of(job.data), lambda _: _call(identify, job))
 
     async def draw(self, job: DrawJob, on_event: OnDrawEvent | None = None) -> DrawResult:
         """See :meth:`serve_app.stages.Backend.draw`."""
         started_s = time.monotonic()
-        try:
-            return await self._draw_once(job, on_event)
-        except _StageDied:
-            self._on_replay(FLUX_REPLICA)
-        if on_event is not None:
-            on_event(DrawRestarted())
-        try:
-            return await self._draw_once(_again(job, elapsed_s=time.monotonic() - started_s), on_event)
-        except _StageDied as error:
-            raise _died_twice(FLUX_REPLICA) from error
+
+        def once(num_replays: int) -> Awaitable[DrawResult]:
+            if not num_replays:
+                return self._draw_once(job, on_event)
+            if on_event is not None:
+                on_event(DrawRestarted())
+            return self._draw_once(_again(job, elapsed_s=time.monotonic() - started_s), on_event)
+
+        return await self._until_it_lives(FLUX_REPLICA, drawing_of(job.request), once)
+
+    async def _until_it_lives(self, stage: str, fingerprint: str, once: Callable[[int], Awaitable[T]]) -> T:
+        """The first run that does not end with its replica; ``once`` makes one, told how many there were before."""
+        for num_replays in itertools.count():
+            if num_replays:
+                self._on_replay(stage)
+                await asyncio.sleep(num_replays * REPLAY_PAUSE_S)
+            try:
+                async with self._quarantine.run(f"{stage} {fingerprint}"):
+                    return await once(num_replays)
+            except ReplicaDiedError:
+                logger.warning("a request lost its replica of %s; it is run again", stage)
+        raise AssertionError("unreachable")
 
     async def _draw_once(self, job: DrawJob, on_event: OnDrawEvent | None) -> DrawResult:
         result: DrawResult
@@ -123,10 +134,6 @@ class RayBackend:
     async def statuses(self) -> tuple[StageStatus, ...]:
         """See :class:`serve_app.readiness.Readiness`."""
         return await self._readiness.statuses()
-
-
-class _StageDied(Exception):
-    """The replica or its engine ended under this request; another may do better."""
 
 
 def _deployments(app_name: str) -> Mapping[str, Any] | None:
@@ -157,7 +164,7 @@ async def _follow(method: Any, job: DrawJob, on_event: OnDrawEvent) -> DrawResul
             if isinstance(event, DrawResult):
                 return event
             on_event(event)
-    raise _StageDied  # its replica was stopped, and closed the stream before its end
+    raise ReplicaDiedError  # its replica was stopped, and closed the stream before its end
 
 
 @contextlib.contextmanager
@@ -170,14 +177,13 @@ def _in_our_words(response: Any) -> Iterator[None]:
         response.cancel()
         raise
     except RayActorError as error:
-        logger.warning("a replica died under a request: %s", type(error).__name__)
-        raise _StageDied from error
+        raise ReplicaDiedError from error
     except BackPressureError as error:
         raise TooManyRequestsError("too many requests are waiting already; try again shortly") from error
     except (RayError, RayServeException) as error:
         original = unwrap(error)
         if isinstance(original, EngineStoppedError):
-            raise _StageDied from error
+            raise ReplicaDiedError from error
         if is_expected(original):
             raise original from None
         if original is not error:
@@ -194,7 +200,3 @@ def _again(job: DrawJob, *, elapsed_s: float) -> DrawJob:
     if max_wait_s is not None:
         max_wait_s = max(MIN_WAIT_S, max_wait_s - elapsed_s)
     return dataclasses.replace(job, request=dataclasses.replace(request, request_id=request_id, max_wait_s=max_wait_s))
-
-
-def _died_twice(stage: str) -> StageUnavailableError:
-    return StageUnavailableError(f"the {stage} stage ended twice while it worked on this request; try again shortly")
