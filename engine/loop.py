@@ -10,16 +10,13 @@ import asyncio
 import contextlib
 import dataclasses
 import logging
-from collections.abc import Callable, Coroutine
-from typing import Any, TypeVar
+from collections.abc import Callable
 
 from engine.errors import EngineStoppedError
 from engine.protocol import ImageEngine
 from engine.request import EngineEvent, Failed, Finished, ImageRequest, Queued, StepProgress
 
 logger = logging.getLogger(__name__)
-
-T = TypeVar("T")
 
 ProgressCallback = Callable[[Queued | StepProgress], None]
 
@@ -31,10 +28,24 @@ class _Caller:
 
 
 class EngineLoop:
-    """Drives one engine for many concurrent callers on one event loop."""
+    """Drives one engine for many concurrent callers on one event loop.
 
-    def __init__(self, engine: ImageEngine) -> None:
+    Args:
+        engine: who draws.
+        max_step_s: a step that takes longer has hung, and the engine with it: nothing can end it but its process.
+        on_broken: called once where the engine broke or hung, after everybody who waited was told.
+    """
+
+    def __init__(
+        self,
+        engine: ImageEngine,
+        *,
+        max_step_s: float | None = None,
+        on_broken: Callable[[], None] | None = None,
+    ) -> None:
         self._engine = engine
+        self._max_step_s = max_step_s
+        self._on_broken = on_broken
         self._callers: dict[str, _Caller] = {}
         self._wake = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
@@ -89,8 +100,7 @@ class EngineLoop:
             self._wake.clear()
             while self._engine.has_work:
                 try:
-                    # Shielded: a thread can't be interrupted, and closing must not race a step that still runs.
-                    events = await _finish_even_if_cancelled(asyncio.to_thread(self._engine.step))
+                    events = await self._step()
                 except EngineStoppedError as error:
                     self._stop(error)
                     return
@@ -100,6 +110,20 @@ class EngineLoop:
                     return
                 for event in events:
                     self._deliver(event)
+
+    async def _step(self) -> list[EngineEvent]:
+        step = asyncio.ensure_future(asyncio.to_thread(self._engine.step))
+        try:
+            done, _ = await asyncio.wait((step,), timeout=self._max_step_s)
+        except asyncio.CancelledError:
+            # A thread can't be interrupted, and closing must not race a step that still runs.
+            with contextlib.suppress(Exception):
+                await step
+            raise
+        if not done:
+            logger.error("a step has taken more than %g s; the engine is given up", self._max_step_s)
+            raise EngineStoppedError("the engine hung; see the replica's log")
+        return step.result()
 
     def _deliver(self, event: EngineEvent) -> None:
         caller = self._callers.get(event.request_id)
@@ -119,18 +143,10 @@ class EngineLoop:
     def _stop(self, error: EngineStoppedError) -> None:
         self._broken = error
         self._end_everyone(error)
+        if self._on_broken is not None:
+            self._on_broken()
 
     def _end_everyone(self, error: EngineStoppedError) -> None:
         for caller in self._callers.values():
             if not caller.future.done():
                 caller.future.set_exception(error)
-
-
-async def _finish_even_if_cancelled(work: Coroutine[Any, Any, T]) -> T:
-    task = asyncio.ensure_future(work)
-    try:
-        return await asyncio.shield(task)
-    except asyncio.CancelledError:
-        with contextlib.suppress(Exception):
-            await task
-        raise

@@ -184,3 +184,37 @@ def test_a_failure_of_one_request_is_that_caller_s() -> None:
         await loop.close()
 
     run(scenario)
+
+
+def test_a_step_that_hangs_is_given_up_and_everybody_is_told() -> None:
+    async def scenario() -> None:
+        engine, told = HeldEngine(), []
+        loop = EngineLoop(engine, max_step_s=0.05, on_broken=lambda: told.append("broken"))
+        loop.start()
+        waiting = [asyncio.ensure_future(loop.draw(request(index))) for index in range(3)]
+        outcomes = await asyncio.gather(*waiting, return_exceptions=True)
+        assert [str(outcome) for outcome in outcomes] == ["the engine hung; see the replica's log"] * 3
+        assert told == ["broken"]
+        with pytest.raises(EngineStoppedError, match="hung"):
+            loop.check()
+        with pytest.raises(EngineStoppedError, match="hung"):
+            await loop.draw(request(9))
+        engine.gate.release(10)  # or its thread would outlive the test
+
+    run(scenario)
+
+
+def test_long_steps_are_no_hang_while_each_ends_in_time() -> None:
+    async def scenario() -> None:
+        engine = HeldEngine()
+        loop = EngineLoop(engine, max_step_s=20.0)
+        loop.start()
+        drawing = asyncio.ensure_future(loop.draw(request(0)))
+        for _ in range(3):
+            await asyncio.sleep(0.02)
+            engine.gate.release()
+        assert (await drawing).request_id == "r0"
+        loop.check()
+        await loop.close()
+
+    run(scenario)
