@@ -37,7 +37,7 @@ class AutoencoderSettings:
     """
 
     batch: int = 32
-    learning_rate: float = 8e-4
+    learning_rate: float = 5e-4
     warm_up_steps: int = 100
     kl_weight: float = 1e-3
     noise: float = 0.15
