@@ -19,7 +19,7 @@ from ray.serve.handle import DeploymentHandle
 
 from serve_app.access.shared import SharedLimits, shared_limits
 from serve_app.face_stage import FaceStage, open_tools
-from serve_app.flux_replica import FluxReplica, open_engine
+from serve_app.flux_replica import FluxReplica, leave_soon, open_engine
 from serve_app.identity_stage import IdentityStage, open_model, picture_limits
 from serve_app.ingress import make_app
 from serve_app.live_settings import LiveSettings
@@ -139,7 +139,11 @@ def build(args: AppSettings) -> Application:
         max_ongoing_requests=64,
         ray_actor_options={"num_cpus": 1, "num_gpus": int(args.engine.device == "cuda")},
         **common,
-    ).bind(in_its_process(FLUX_REPLICA, functools.partial(open_engine, **names, settings=args.engine)), open_recorder)
+    ).bind(
+        in_its_process(FLUX_REPLICA, functools.partial(open_engine, **names, settings=args.engine)),
+        open_recorder,
+        leave=leave_soon,
+    )
     identity_stage = None
     if args.identity.enabled:
         identity_stage = serve.deployment(

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import os
 import time
 from collections.abc import AsyncGenerator, Callable, Mapping
 from pathlib import Path
+from typing import Final
 
 from engine.fake import FakeEngine
 from engine.loop import EngineLoop
@@ -21,6 +23,9 @@ from serve_app.scaling.load import LoadReporter
 from serve_app.settings import FakeEngineSettings, FluxEngineSettings
 from serve_app.stages import FLUX_REPLICA, DrawEvent, DrawJob, DrawResult, OnDrawEvent
 
+LEAVE_AFTER_S: Final = 0.2
+"""Errors on their way out are small. Who is still waiting then loses its replica, which is the same to the ingress."""
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class OpenEngine:
@@ -29,22 +34,36 @@ class OpenEngine:
     Attributes:
         device_name: the device it runs on.
         stages_s: seconds that its start took, by stage.
+        max_step_s: a step that takes longer has hung.
     """
 
     engine: ImageEngine
     device_name: str
+    max_step_s: float | None = None
     stages_s: Mapping[str, float] = dataclasses.field(default_factory=dict)
 
 
 class FluxReplica:
-    """Draws pictures, and writes them as files so that no raw pixels travel."""
+    """Draws pictures, and writes them as files so that no raw pixels travel.
 
-    def __init__(self, open_engine: Callable[[], OpenEngine], open_recorder: Callable[[], Recorder] = Recorder) -> None:
+    Args:
+        open_engine: loads the engine.
+        open_recorder: where its numbers go.
+        leave: ends this process soon. A replica whose engine broke or hung must not stay: it answers at once, with
+            errors, so that of all replicas it would be given the most requests until Serve had it replaced.
+    """
+
+    def __init__(
+        self,
+        open_engine: Callable[[], OpenEngine],
+        open_recorder: Callable[[], Recorder] = Recorder,
+        leave: Callable[[], None] | None = None,
+    ) -> None:
         self._recorder = open_recorder()
         start = ReplicaStart(self._recorder, FLUX_REPLICA)
         opened = open_engine()
         self._engine = opened.engine
-        self._loop = EngineLoop(opened.engine)
+        self._loop = EngineLoop(opened.engine, max_step_s=opened.max_step_s, on_broken=leave)
         self._device_name = opened.device_name
         self._load = LoadReporter()
         follow_engine(self._recorder, opened.engine, opened.device_name)
@@ -139,7 +158,7 @@ def open_engine(*, profile_name: str, model_dir: str, settings: FluxEngineSettin
     match settings:
         case FakeEngineSettings():
             device_name = settings.device_name
-            engine = FakeEngine(profile, **settings.model_dump(exclude={"kind", "device_name"}))
+            engine = FakeEngine(profile, **settings.model_dump(exclude={"kind", "device_name", "max_step_s"}))
         case FluxEngineSettings():
             from engine.engine import load_engine  # torch, only where it is needed
 
@@ -149,7 +168,12 @@ def open_engine(*, profile_name: str, model_dir: str, settings: FluxEngineSettin
     started_s = time.perf_counter()
     engine.warm_up()
     stages_s["warm_up"] = time.perf_counter() - started_s
-    return OpenEngine(engine=engine, device_name=device_name, stages_s=stages_s)
+    return OpenEngine(engine=engine, device_name=device_name, stages_s=stages_s, max_step_s=settings.max_step_s)
+
+
+def leave_soon() -> None:
+    """End this process once the answers that are ready have left it."""
+    asyncio.get_running_loop().call_later(LEAVE_AFTER_S, os._exit, 1)
 
 
 def _device_name(settings: FluxEngineSettings) -> str:

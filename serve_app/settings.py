@@ -41,12 +41,13 @@ class FluxEngineSettings(StrictSettings):
     policy: PolicyName = "shortest_remaining"
     max_waiting: int = Field(default=256, ge=1)
     max_queued_device_s: float = Field(default=300.0, gt=0.0)
+    max_step_s: float = Field(default=60.0, gt=0.0)
     text_cache_bytes: int = Field(default=256 * _MIB, ge=0)
     image_cache_bytes: int = Field(default=256 * _MIB, ge=0)
 
     def engine_config(self, profile: ModelProfile, model_dir: str) -> EngineConfig:
         """These settings as the engine takes them."""
-        values = self.model_dump(exclude={"kind"})
+        values = self.model_dump(exclude={"kind", "max_step_s"})
         return EngineConfig(profile=profile, model_dir=model_dir, **values)
 
 
@@ -60,6 +61,7 @@ class FakeEngineSettings(StrictSettings):
     policy: PolicyName = "shortest_remaining"
     max_waiting: int = Field(default=256, ge=1)
     max_queued_device_s: float = Field(default=300.0, gt=0.0)
+    max_step_s: float = Field(default=60.0, gt=0.0)
     device_name: str = Field(default="CPU", description="What it says it runs on, so that prices can be rehearsed.")
 
     @property
