@@ -20,6 +20,8 @@ from ray.autoscaler._private.util import prepare_config, validate_config
 from deploy.rayservice import MANIFEST, in_a_pod, manifest_with
 from serve_app.cli import build_parser
 from serve_app.config_file import validate_serve_config
+from serve_app.local.contain import private_environment
+from serve_app.proxy_replay import CALLBACK, CALLBACK_VARIABLE
 from serve_app.stages import FACE_STAGE, FLUX_REPLICA, INGRESS
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -137,6 +139,18 @@ def test_no_node_can_be_reached_from_outside(cluster: dict[str, Any]) -> None:
     assert options(head)["dashboard-host"] == "127.0.0.1"
     assert options(head)["RAY_AUTH_MODE"] == options(worker)["RAY_AUTH_MODE"] == "token"
     assert "/home/ray/.ray/auth_token" in cluster["file_mounts"]
+
+
+def test_every_proxy_runs_unanswered_requests_again(
+    cluster: dict[str, Any], rayservice: dict[str, Any], tmp_path: Path
+) -> None:
+    for kind in ("head", "worker"):
+        assert options(cluster[f"{kind}_start_ray_commands"][-1])[CALLBACK_VARIABLE] == CALLBACK
+    config = rayservice["spec"]["rayClusterConfig"]
+    for group in (config["headGroupSpec"], *config["workerGroupSpecs"]):
+        (container,) = group["template"]["spec"]["containers"]
+        assert {"name": CALLBACK_VARIABLE, "value": CALLBACK} in container["env"]
+    assert private_environment(tmp_path, {})[CALLBACK_VARIABLE] == CALLBACK
 
 
 def test_no_pod_can_be_reached_but_at_the_entrance(rayservice: dict[str, Any]) -> None:

@@ -88,6 +88,8 @@ def private_environment(folder: Path, inherited: Mapping[str, str]) -> dict[str,
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN": secrets.token_hex(32),
         "RAY_USAGE_STATS_ENABLED": "0",
+        # serve_app.proxy_replay; named here, so that starting stays free of imports
+        "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "serve_app.proxy_replay:middlewares",
         "PYTHONUNBUFFERED": "1",
     }
     return environment
