@@ -1,6 +1,6 @@
 """The data set: identities × views, drawn by all cores into shards; a stopped run goes on where it was.
 
-    python -m embedded.dataset --out DIR --seed 1 --identities 12500 --views 8 --workers 16
+    python -m embedded.dataset --out DIR --seed 1 --identities 12500 --views 8 --workers 16 --gl-device all
 
 A shard is two files: `images-NNNNN.npy`, uint8 (n, 256, 256, 3), and `views-NNNNN.jsonl`, one JSON object a picture in
 the same order (identity, view, split, captions, attributes, points_px). The second is written last: a shard that has
@@ -9,6 +9,7 @@ it is whole. `manifest.json` holds what the pictures depend on; a folder made fr
 
 import argparse
 import dataclasses
+import functools
 import hashlib
 import json
 import multiprocessing
@@ -16,7 +17,10 @@ import os
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -103,25 +107,55 @@ def make_shard(plan: Plan, shard: int, renderer: Any) -> int:
     return len(lines)
 
 
-_renderer: Any = None  # one a worker process: it owns an OpenGL context
+def gl_device(text: str) -> int | None:
+    """An option's value: `all` is None, else EGL's number of one device. Raises ValueError."""
+    if text == "all":
+        return None
+    if not text.isdecimal():
+        raise ValueError(f"{text!r} is neither a device's number nor all")
+    return int(text)
 
 
-def _start_worker(body: Path) -> None:
-    global _renderer
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
+_device = 0  # of this worker process
+
+
+def _start_worker(devices: Any) -> None:
+    global _device
+    _device = devices.get()
+
+
+@functools.cache
+def _renderer(body: Path) -> Any:
+    """This process's renderer: it owns an OpenGL context."""
     from embedded.render import Renderer
 
-    _renderer = Renderer(body)
+    return Renderer(body, device=_device)
 
 
-def _work(job: tuple[Plan, int]) -> int:
-    return make_shard(job[0], job[1], _renderer)
+def _work(plan: Plan, shard: int) -> int:
+    # Made here and not as the process starts: what goes wrong reaches the caller as the error of a job.
+    try:
+        renderer = _renderer(plan.body)
+    except Exception as error:
+        raise RuntimeError(f"a drawing process could not start on device {_device}: {error}") from error
+    return make_shard(plan, shard, renderer)
 
 
-def generate(plan: Plan, num_workers: int) -> Iterator[tuple[int, int]]:
+def _devices(chosen: int | None) -> list[int]:
+    if chosen is not None:
+        return [chosen]
+    from embedded.gl import gpus
+
+    return gpus()
+
+
+def generate(plan: Plan, num_workers: int, device: int | None = 0) -> Iterator[tuple[int, int]]:
     """Makes the shards that are missing; yields (pictures done now, shards left) after each.
 
-    Raises ValueError if the folder holds pictures of another plan.
+    `device`: EGL's number of the one that draws, or None for all GPUs in turn. A GPU that trains at the same time is
+    best left alone. Closing the iterator finishes the shards that are under way, and no others.
+
+    Raises ValueError if the folder holds pictures of another plan, RuntimeError if a process can't start or dies.
     """
     plan.out.mkdir(parents=True, exist_ok=True)
     manifest_path, manifest = plan.out / "manifest.json", plan.manifest()
@@ -131,12 +165,25 @@ def generate(plan: Plan, num_workers: int) -> Iterator[tuple[int, int]]:
     missing = [shard for shard in range(plan.num_shards) if not plan.paths(shard)[1].exists()]
     if not missing:
         return
+    num_workers = min(num_workers, len(missing))
     spawn = multiprocessing.get_context("spawn")  # OpenGL contexts don't survive a fork
-    with spawn.Pool(min(num_workers, len(missing)), _start_worker, (plan.body,)) as pool:
-        left = len(missing)
-        for count in pool.imap_unordered(_work, [(plan, shard) for shard in missing]):
-            left -= 1
-            yield count, left
+    queue, devices = spawn.SimpleQueue(), _devices(device)
+    for worker in range(num_workers):
+        queue.put(devices[worker % len(devices)])
+    pool = ProcessPoolExecutor(num_workers, spawn, _start_worker, (queue,))
+    waiting, left = iter(missing), len(missing)
+    try:
+        running = {pool.submit(_work, plan, shard) for shard in islice(waiting, num_workers)}
+        while running:
+            done, running = wait(running, return_when=FIRST_COMPLETED)
+            running |= {pool.submit(_work, plan, shard) for shard in islice(waiting, len(done))}
+            for job in done:
+                left -= 1
+                yield job.result(), left
+    except BrokenProcessPool as error:
+        raise RuntimeError("a drawing process died: out of memory or a crash in OpenGL; try fewer workers") from error
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -189,6 +236,7 @@ def main() -> None:
     parser.add_argument("--views", type=int, default=8)
     parser.add_argument("--identities-per-shard", type=int, default=32)
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--gl-device", type=gl_device, default=0, metavar="N|all", help="EGL device; all: GPUs in turn")
     arguments = parser.parse_args()
     plan = Plan(
         out=arguments.out,
@@ -200,10 +248,13 @@ def main() -> None:
         identities_per_shard=arguments.identities_per_shard,
     )
     began_s, done = time.monotonic(), 0
-    for count, left in generate(plan, arguments.workers):
-        done += count
-        rate = done / (time.monotonic() - began_s)
-        sys.stderr.write(f"{done} pictures, {rate:.0f} a second, {left} shards left\n")
+    try:
+        for count, left in generate(plan, arguments.workers, arguments.gl_device):
+            done += count
+            rate = done / (time.monotonic() - began_s)
+            sys.stderr.write(f"{done} pictures, {rate:.0f} a second, {left} shards left\n")
+    except (FileNotFoundError, RuntimeError, ValueError) as error:
+        raise SystemExit(str(error)) from error
 
 
 if __name__ == "__main__":

@@ -1,5 +1,7 @@
 """What the renderer asks of OpenGL: one windowless context, programs, targets. Needs OpenGL 3.3 through EGL."""
 
+import ctypes
+import ctypes.util
 from pathlib import Path
 from typing import Any
 
@@ -13,17 +15,41 @@ SCENE_BLOCK_BYTES = 2 * 64 + 10 * 16  # the std140 block in common.glsl
 SHADOW_PX = 512
 
 
-def open_context() -> Any:
+_EGL_EXTENSIONS = 0x3055  # egl.h
+_MAX_DEVICES = 64
+
+
+def gpus() -> list[int]:
+    """EGL's numbers of the devices that are hardware, or [0] where there is none.
+
+    After EGL_EXT_device_enumeration and EGL_MESA_device_software. A number need not be CUDA's of the same GPU.
+    """
+    egl = ctypes.CDLL(ctypes.util.find_library("EGL") or "libEGL.so.1")
+    egl.eglGetProcAddress.restype = ctypes.c_void_p
+    query, describe = (egl.eglGetProcAddress(name) for name in (b"eglQueryDevicesEXT", b"eglQueryDeviceStringEXT"))
+    if not query or not describe:
+        return [0]
+    found, count = (ctypes.c_void_p * _MAX_DEVICES)(), ctypes.c_int(0)
+    ask = ctypes.CFUNCTYPE(ctypes.c_uint, ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p)(query)
+    extensions = ctypes.CFUNCTYPE(ctypes.c_char_p, ctypes.c_void_p, ctypes.c_int)(describe)
+    if not ask(_MAX_DEVICES, found, ctypes.byref(count)):
+        return [0]
+    known = [extensions(device, _EGL_EXTENSIONS) or b"" for device in found[: count.value]]
+    return [i for i, names in enumerate(known) if b"EGL_MESA_device_software" not in names] or [0]
+
+
+def open_context(device: int = 0) -> Any:
     """A context without a window: Mesa's llvmpipe on a CPU machine, the driver's on a GPU machine.
 
-    Raises RuntimeError with what to install where EGL is missing.
+    Raises RuntimeError with what to install where EGL or the device is missing.
     """
     try:
         create: Any = moderngl.create_standalone_context  # its type hints leave out `backend`
-        return create(backend="egl", require=330)
+        return create(backend="egl", require=330, device_index=device)
     except Exception as error:
         raise RuntimeError(
-            "no OpenGL 3.3 through EGL; on Debian or Ubuntu: apt-get install libegl1 libgl1-mesa-dri libgl1"
+            f"no OpenGL 3.3 through EGL on device {device} ({error}); without a GPU's driver, on Debian or Ubuntu: "
+            "apt-get install libegl1 libgl1-mesa-dri libgl1"
         ) from error
 
 

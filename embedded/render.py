@@ -46,11 +46,12 @@ class _View:
 class Renderer:
     """Draws scenes at SIZE_PX. Not thread-safe; results repeat exactly on one machine and driver."""
 
-    def __init__(self, body_path: Path, samples: int = 4) -> None:
-        """`samples` a pixel of the supersampled picture: 4, or 1 for quick drafts (rougher strands)."""
+    def __init__(self, body_path: Path, samples: int = 4, device: int = 0) -> None:
+        """`samples` a pixel of the supersampled picture: 4, or 1 for quick drafts (rougher strands). `device`: EGL's
+        number of the one that draws."""
         self.body = Body(body_path)
         self.roots = Roots(self.body)
-        self._context = gl.open_context()
+        self._context = gl.open_context(device)
         self._targets = gl.Targets(self._context, SIZE_PX, samples)
         self._programs = {
             name: gl.program(self._context, vertex, f"{name.split()[0]}.frag")

@@ -11,7 +11,7 @@ import pytest
 
 from embedded import palette, shell
 from embedded.captions import CAPTIONED, captions
-from embedded.dataset import Plan, Views, make_shard
+from embedded.dataset import Plan, Views, generate, gl_device, make_shard
 from embedded.people import Person, sample_local, sample_person, split_of
 from embedded.scene import POSES, Scene, sample_scene
 
@@ -184,6 +184,24 @@ def test_a_plan_without_pictures_is_refused(tmp_path: Path) -> None:
             out=tmp_path, body=tmp_path, seed=1, first_identity=0, num_identities=0, num_views=1,
             identities_per_shard=1,
         )  # fmt: skip
+
+
+def test_a_process_that_cannot_start_ends_the_run_with_its_reason(tmp_path: Path) -> None:
+    body = tmp_path / "body.npz"
+    body.write_bytes(b"not a body")
+    plan = Plan(
+        out=tmp_path, body=body, seed=1, first_identity=0, num_identities=3, num_views=1, identities_per_shard=1
+    )
+    with pytest.raises(RuntimeError, match="could not start on device 0"):
+        list(generate(plan, num_workers=1))
+    assert not list(tmp_path.glob("views-*"))
+
+
+def test_a_device_is_a_number_or_all() -> None:
+    assert (gl_device("all"), gl_device("3")) == (None, 3)
+    for text in ("-1", "any", ""):
+        with pytest.raises(ValueError, match="neither"):
+            gl_device(text)
 
 
 # -- pictures (where the body file and OpenGL are) ------------------------------------------------------------------
