@@ -148,7 +148,7 @@ def with_service(
         settings = AppSettings.model_validate(FAKE_SETTINGS | changes)
         profile = settings.load_profile()
         assert settings.engine.kind == "fake"
-        engine_settings = settings.engine.model_dump(exclude={"kind", "device_name"})
+        engine_settings = settings.engine.model_dump(exclude={"kind", "device_name", "max_step_s"})
         engine = FakeEngine(profile, **engine_settings, sleep=sleep, clock=clock)
         tools = functools.partial(
             open_tools, profile_name=settings.profile, model_dir="", settings=settings.face, limits=settings.limits
