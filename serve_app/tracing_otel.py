@@ -32,6 +32,9 @@ _KINDS: Final[Mapping[tracing.SpanKind, SpanKind]] = {
     "client": SpanKind.CLIENT,
     "internal": SpanKind.INTERNAL,
 }
+SEND_EVERY_MS: Final = 1000
+"""A replica that dies takes at most the spans of so long with it."""
+
 _W3C: Final = TraceContextTextMapPropagator()
 
 
@@ -120,4 +123,5 @@ def otlp_tracer(stage: str, settings: TracingSettings) -> OtelTracer:
     from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
 
     exporter = OTLPSpanExporter(endpoint=settings.otlp_endpoint, timeout=settings.timeout_s)
-    return OtelTracer(BatchSpanProcessor(exporter), stage=stage, settings=settings)
+    processor = BatchSpanProcessor(exporter, schedule_delay_millis=SEND_EVERY_MS)
+    return OtelTracer(processor, stage=stage, settings=settings)
