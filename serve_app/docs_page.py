@@ -53,13 +53,14 @@ if ($$("try")) {
   $$("file").onchange = (event) => choose(event.target.files[0]);
   $$("send").onclick = async () => {
     $$("answer").textContent = "…";
+    const headers = {"Content-Type": "application/json", "Accept": $$("accept").value};
+    if ($$("key")) headers["Authorization"] = "Bearer " + $$("key").value;
     const answer = await fetch($$("try").dataset.path.slice(1), {
-      method: "POST", body: $$("body").value,
-      headers: {"Content-Type": "application/json", "Accept": $$("accept").value},
+      method: "POST", body: $$("body").value, headers,
     }).catch((error) => new Response(String(error), {status: 599}));
-    const headers = [...answer.headers].map(([name, value]) => name + ": " + value).join("\\n");
+    const told = [...answer.headers].map(([name, value]) => name + ": " + value).join("\\n");
     const shown = document.createElement("pre");
-    shown.textContent = answer.status + "\\n" + headers;
+    shown.textContent = answer.status + "\\n" + told;
     $$("answer").replaceChildren(shown);
     if ((answer.headers.get("Content-Type") || "").startsWith("image/")) {
       const image = document.createElement("img");
@@ -95,7 +96,7 @@ def _operation(method: str, path: str, operation: Mapping[str, Any], spec: Mappi
     if "requestBody" in operation:
         content = operation["requestBody"]["content"]["application/json"]
         if "examples" in content:
-            parts += [_fields(content["schema"]), _try_it(path, content["examples"], operation["responses"]["200"])]
+            parts += [_fields(content["schema"]), _try_it(path, content["examples"], operation)]
         else:
             parts += ["<h3>Request</h3>", f"<pre>{_text(json.dumps(content['example'], indent=1))}</pre>"]
     parts.append("<h3>Answers</h3>")
@@ -137,15 +138,18 @@ def _number(value: float) -> str:
     return str(int(value)) if value == int(value) else str(value)
 
 
-def _try_it(path: str, examples: Mapping[str, Any], success: Mapping[str, Any]) -> str:
+def _try_it(path: str, examples: Mapping[str, Any], operation: Mapping[str, Any]) -> str:
     options = "".join(f'<option value="{_text(name)}">{_text(e["summary"])}' for name, e in examples.items())
-    forms = "".join(f"<option>{_text(form)}" for form in success["content"])
+    forms = "".join(f"<option>{_text(form)}" for form in operation["responses"]["200"]["content"])
+    asks_key = "security" in operation
+    key = '<label>API key: <input type="password" id="key" autocomplete="off"></label> ' if asks_key else ""
     # In a script element only "</" could end it early; JSON may write the slash with a backslash.
     values = json.dumps({name: example["value"] for name, example in examples.items()}).replace("</", "<\\/")
     return (
         f'<h3>Try it</h3><div id="try" data-path="{_text(path)}"><p>Body: <select id="example">{options}</select> '
         f'with another photo: <input type="file" id="file" accept="image/*"></p><textarea id="body" spellcheck="false">'
-        f'</textarea><p><code>Accept</code>: <select id="accept">{forms}</select> <button id="send">Send</button></p>'
+        f'</textarea><p><code>Accept</code>: <select id="accept">{forms}</select> {key}'
+        f'<button id="send">Send</button></p>'
         f'<div id="answer"></div></div><script type="application/json" id="examples">{values}</script>'
     )
 

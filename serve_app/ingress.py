@@ -16,7 +16,7 @@ from starlette.responses import HTMLResponse, JSONResponse, Response
 from engine.profile import SIZE_STEP_PX, ModelProfile
 from serve_app import docs_page, openapi, tracing
 from serve_app.access import browser
-from serve_app.access.gate import Gate, open_door
+from serve_app.access.gate import KEY_SCHEMES, Gate, open_door
 from serve_app.access.limits import Limits
 from serve_app.access.metered import MeteredBackend
 from serve_app.contract_answers import (
@@ -99,12 +99,14 @@ def make_app(
         page = docs_page.render(app.openapi())
         return HTMLResponse(page, headers={"Content-Security-Policy": docs_page.CONTENT_SECURITY_POLICY})
 
-    @app.post(GENERATE_PATH, tags=["pictures"], **openapi.generation_route(profile))
+    secured = [] if door.keys is None else list(KEY_SCHEMES)
+
+    @app.post(GENERATE_PATH, tags=["pictures"], dependencies=secured, **openapi.generation_route(profile))
     async def generate(request: Request) -> Response:
         """Draw the person of the reference picture as the prompt says."""
         return await generator.respond(request)
 
-    @app.post(WORKFLOW_PATH, tags=["pictures"], **openapi.workflow_route())
+    @app.post(WORKFLOW_PATH, tags=["pictures"], dependencies=secured, **openapi.workflow_route())
     async def workflow(request: Request) -> Response:
         """The same from the ComfyUI graph (API format) of `workflows/flux-ipadapter-faceid.json`, bare or as `prompt`.
 

@@ -349,3 +349,21 @@ def test_pages_of_allowed_origins_may_call_with_a_key(key_file: str) -> None:
         assert "X-Cost-USD" in drawn.headers["access-control-expose-headers"]
 
     with_service(test, access={"key_file": key_file, "allowed_origins": ["https://studio.example.org"]})
+
+
+def test_the_documentation_asks_for_a_key_where_one_is_needed(key_file: str) -> None:
+    async def secured(service: Service) -> None:
+        spec = (await service.client.get("/openapi.json")).json()
+        assert spec["paths"][URL]["post"]["security"] == [{"HTTPBearer": []}, {"APIKeyHeader": []}]
+        assert "security" not in spec["paths"]["/v1/models"]["get"]
+        page = (await service.client.get("/docs")).text
+        assert '<input type="password" id="key"' in page
+        assert {"401", "403", "429", "431"} <= spec["paths"][URL]["post"]["responses"].keys()
+
+    async def free(service: Service) -> None:
+        spec = (await service.client.get("/openapi.json")).json()
+        assert "security" not in spec["paths"][URL]["post"]
+        assert 'id="key"' not in (await service.client.get("/docs")).text
+
+    with_service(secured, access={"key_file": key_file})
+    with_service(free)

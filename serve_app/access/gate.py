@@ -7,6 +7,8 @@ import time
 from collections.abc import Callable
 from typing import Final, Protocol
 
+from fastapi import Security
+from fastapi.security import APIKeyHeader, HTTPBearer
 from starlette.datastructures import Headers
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -27,6 +29,16 @@ _REASONS: Final[dict[type[ServeAppError], str]] = {
     KeyRequiredError: "key",
     KeyDisabledError: "disabled_key",
 }
+
+
+KEY_SCHEMES: Final = tuple(
+    Security(scheme)
+    for scheme in (
+        HTTPBearer(auto_error=False, description="An API key: `Authorization: Bearer KEY`."),
+        APIKeyHeader(name="X-API-Key", auto_error=False, description="The same key in a header of its own."),
+    )
+)
+"""For the API's description alone: the gate, which comes first, has looked at keys already."""
 
 
 class DoorMetrics(Protocol):
