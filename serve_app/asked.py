@@ -8,9 +8,11 @@ from typing import Any, Final
 
 from engine.errors import ImageTooLargeError
 from engine.request import ImageRequest
+from serve_app.candidates import LikenessWish
 from serve_app.contract import GenerationBody, Priority
+from serve_app.errors import FieldProblem, FieldsError
 from serve_app.negotiation import EVENT_STREAM, Negotiated, PictureType
-from serve_app.settings import AppSettings, PictureSettings
+from serve_app.settings import AppSettings, IdentitySettings, PictureSettings
 from serve_app.stages import FaceJob, PictureEncoding
 
 PRIORITIES: Final[Mapping[Priority, int]] = {"low": 0, "normal": 1, "high": 2}
@@ -22,11 +24,13 @@ class Asked:
 
     Attributes:
         request: still without its reference, which the face stage makes.
+        wish: how many pictures are drawn, and what is measured.
     """
 
     negotiated: Negotiated
     face_job: FaceJob
     request: ImageRequest
+    wish: LikenessWish
 
     @classmethod
     def of(
@@ -35,12 +39,14 @@ class Asked:
         """What a body asks for, with the seed already chosen.
 
         Raises:
+            FieldsError: this service measures no faces, or draws fewer candidates.
             ImageTooLargeError: the reference picture has more bytes than the settings allow.
         """
         return cls(
             negotiated=negotiated,
             face_job=_face_job(body, settings),
             request=_image_request(body, negotiated, seed=seed, request_id=request_id),
+            wish=_wish(body, settings.identity),
         )
 
 
@@ -62,6 +68,24 @@ def _image_request(body: GenerationBody, negotiated: Negotiated, *, seed: int, r
         # Nobody sees previews in the other forms, so none are made.
         preview_every=body.preview_every if negotiated.form == EVENT_STREAM else 0,
     )
+
+
+def _wish(body: GenerationBody, settings: IdentitySettings) -> LikenessWish:
+    wish = LikenessWish(num_candidates=body.num_candidates, min_similarity=body.min_similarity, is_scored=body.score)
+    if not settings.enabled:
+        asked = {
+            "score": wish.is_scored,
+            "num_candidates": wish.num_candidates > 1,
+            "min_similarity": wish.min_similarity is not None,
+        }
+        problem = "needs a service that measures faces, and this one does not; leave it out"
+        problems = tuple(FieldProblem(field=name, problem=f"{name} {problem}") for name in asked if asked[name])
+        if problems:
+            raise FieldsError(problems)
+    elif wish.num_candidates > settings.max_candidates:
+        problem = f"num_candidates must be at most {settings.max_candidates}, got {wish.num_candidates}"
+        raise FieldsError((FieldProblem(field="num_candidates", problem=problem),))
+    return wish
 
 
 def _face_job(body: GenerationBody, settings: AppSettings) -> FaceJob:

@@ -137,6 +137,27 @@ class GenerationBody(BaseModel):
         description="A small preview with every so many steps of an event stream; 0 is none. Without an event stream "
         "it means nothing.",
     )
+    score: bool = Field(
+        default=False,
+        description="Measure how alike the face in the picture and the one in the reference are, 0 to 1; from 0.5 on a "
+        "face-recognition network takes them for one person. This and the next two fields need a service that measures "
+        "faces, see `max_candidates` of `/v1/models`.",
+    )
+    num_candidates: int = Field(
+        default=1,
+        ge=1,
+        le=_MAX_STEPS,
+        description="Pictures to draw, with `seed` and the seeds after it; the answer is the one most alike. All are "
+        "charged.",
+    )
+    min_similarity: float | None = Field(
+        default=None,
+        ge=0.0,
+        le=1.0,
+        allow_inf_nan=False,
+        description="What the picture must reach; at 0 it must show a face. Candidates are then drawn one after "
+        "another until one does, and where none of `num_candidates` does, the answer is 422 with every similarity.",
+    )
 
 
 def parse_body(values: Mapping[str, Any]) -> GenerationBody:

@@ -40,6 +40,7 @@ class TimingsBody(BaseModel):
     decode_s: float
     compress_s: float = Field(description="Writing the JPEG, PNG or WebP.")
     route_s: float = Field(description="On the way to a replica and back: waiting for one with room, and transport.")
+    identity_s: float | None = Field(default=None, description="Measuring faces; null where that was not asked for.")
     total_s: float = Field(description="From the first byte read to the answer; `X-Execution-Time-Sec`.")
 
 
@@ -55,6 +56,13 @@ class WarningBody(BaseModel):
 
     code: str
     message: str
+
+
+class CandidateBody(BaseModel):
+    """One picture that was drawn to choose from."""
+
+    seed: int
+    similarity: float | None = Field(description="To the reference, 0 to 1; null where one of the two shows no face.")
 
 
 class GenerationAnswer(BaseModel):
@@ -74,8 +82,16 @@ class GenerationAnswer(BaseModel):
     seed: int
     model: ModelBody
     face: FaceBody
-    cost_usd: float
-    device_s: float = Field(description="Seconds of the device this request is charged for.")
+    face_similarity: float | None = Field(
+        description="How alike the faces in picture and reference are; null where not asked for, or where one of the "
+        "two shows no face, which is then a warning."
+    )
+    candidates: list[CandidateBody] | None = Field(
+        description="Every picture drawn, by seed; the answer is the most similar. Null where similarity was not asked "
+        "for."
+    )
+    cost_usd: float = Field(description="Of all candidates.")
+    device_s: float = Field(description="Seconds of the device this request is charged for, all candidates together.")
     execution_time_s: float
     gpu_type: str
     timings: TimingsBody
@@ -96,6 +112,9 @@ class ErrorDetailsBody(BaseModel):
     fields: list[FieldProblemBody] | None = Field(default=None, description="Every faulty field of the request.")
     retry_after_s: float | None = Field(default=None, description="With 429 and 503: when to try again.")
     status: int | None = Field(default=None, description="In an event stream: the status this would have had.")
+    best_similarity: float | None = Field(default=None, description="With 422: the most that was reached.")
+    candidates: list[CandidateBody] | None = Field(default=None, description="With 422: every picture drawn.")
+    cost_usd: float | None = Field(default=None, description="With 422: what they cost.")
 
 
 class ErrorBody(BaseModel):
@@ -116,7 +135,7 @@ class StartingEvent(BaseModel):
 
 
 class QueuedEvent(BaseModel):
-    """`queued`: a replica took the request in."""
+    """`queued`: a replica took the request in; of several candidates, the first one."""
 
     position: int = Field(description="Among the requests of that replica; 1 where there is no other.")
     predicted_wait_s: float = Field(description="Until the first step.")
@@ -124,7 +143,7 @@ class QueuedEvent(BaseModel):
 
 
 class StepEvent(BaseModel):
-    """`step`: so many steps are done."""
+    """`step`: so many steps are done, of all candidates together."""
 
     step: int
     num_steps: int
@@ -157,6 +176,10 @@ class LimitsBody(BaseModel):
     max_steps: int
     max_cfg: float
     max_guidance: float
+    max_candidates: int = Field(
+        description="0 where this service measures no faces; `score`, `num_candidates` and `min_similarity` are then "
+        "refused."
+    )
     max_body_bytes: int
     max_reference_bytes: int
     max_reference_pixels: int

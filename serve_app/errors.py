@@ -14,6 +14,7 @@
     ├── KeyDisabledError           an API key that is no longer taken
     ├── QuotaTooSmallError         the picture takes more of a device than the client may use at all
     ├── LimitReachedError          the client's rate, quota or concurrency; says when to try again
+    ├── SimilarityNotReachedError  pictures were drawn, and none is as similar to the reference as was asked for
     ├── TooManyRequestsError       this replica already holds as many requests as it may
     ├── QuarantinedError           replicas died under this request, again and again; it is not run any more
     └── StageUnavailableError      a stage can't be reached
@@ -26,6 +27,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Mapping
 from typing import Any
 
 from engine import errors as engine_errors
@@ -129,6 +131,35 @@ class LimitReachedError(ServeAppError):
         return str(self.args[0])
 
 
+class SimilarityNotReachedError(ServeAppError):
+    """Pictures were drawn, and charged, but none reaches ``min_similarity``.
+
+    Attributes:
+        min_similarity: what was asked for.
+        similarities: of every picture by its seed; None where it shows no face.
+        cost_usd: what all of them cost.
+    """
+
+    def __init__(self, min_similarity: float, similarities: Mapping[int, float | None], cost_usd: float) -> None:
+        super().__init__(min_similarity, similarities, cost_usd)
+        self.min_similarity = min_similarity
+        self.similarities = similarities
+        self.cost_usd = cost_usd
+
+    @property
+    def best_similarity(self) -> float | None:
+        """None where no picture shows a face."""
+        return max((one for one in self.similarities.values() if one is not None), default=None)
+
+    def __str__(self) -> str:
+        num, best = len(self.similarities), self.best_similarity
+        found = "none shows a face" if best is None else f"the best has {best:g}"
+        return (
+            f"min_similarity {self.min_similarity:g} was not reached: of {num} picture{'s' * (num > 1)} drawn {found}; "
+            "ask for less, for more candidates or another seed, raise ipadapter_strength, or send a clearer photo"
+        )
+
+
 class TooManyRequestsError(ServeAppError):
     """This replica already holds as many requests as it may."""
 
@@ -187,6 +218,8 @@ ANSWERS: dict[type[BaseException], Answer] = {
     KeyDisabledError: Answer(status=403),
     QuotaTooSmallError: Answer(status=403),
     LimitReachedError: Answer(status=429),
+    # Not 400, for nothing is wrong with the request; not 5xx, for the same request again has the same end.
+    SimilarityNotReachedError: Answer(status=422),
     TooManyRequestsError: Answer(status=429, retry_after_s=2.0),
     # Not 503: clients would send it again, and what it may do to replicas is why it is not run.
     QuarantinedError: Answer(status=500),
@@ -221,6 +254,9 @@ def describe(error: BaseException, *, request_id: str) -> ErrorReply:
     headers = {}
     if isinstance(error, KeyRequiredError):
         headers["WWW-Authenticate"] = error.challenge
+    if isinstance(error, SimilarityNotReachedError):
+        details |= _similarity_details(error)
+        headers["X-Cost-USD"] = f"{error.cost_usd:.6f}"
     retry_after_s = answer.retry_after_s
     if isinstance(error, engine_errors.EngineBusyError | LimitReachedError):
         retry_after_s = error.retry_after_s
@@ -233,6 +269,11 @@ def describe(error: BaseException, *, request_id: str) -> ErrorReply:
         "details": details,
     }
     return ErrorReply(status=answer.status, body=body, headers=headers)
+
+
+def _similarity_details(error: SimilarityNotReachedError) -> dict[str, Any]:
+    candidates = [{"seed": seed, "similarity": one} for seed, one in error.similarities.items()]
+    return {"best_similarity": error.best_similarity, "candidates": candidates, "cost_usd": round(error.cost_usd, 9)}
 
 
 def field_problems(error: BaseException) -> tuple[FieldProblem, ...]:

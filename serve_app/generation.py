@@ -19,6 +19,7 @@ from serve_app.access.visit import client_name
 from serve_app.answers import Drawing, picture_response
 from serve_app.asked import Asked, asked_numbers, encoding
 from serve_app.body import check_content_type, parse_json_object, read_body
+from serve_app.candidates import Candidate, CandidateProgress, LikenessMeter, best_of, draw_candidates, seed_of
 from serve_app.contract import RANDOM_SEED, GenerationBody, parse_body
 from serve_app.disconnect import ClientGoneError, unless_disconnected
 from serve_app.errors import BodyTimeoutError, TooManyRequestsError, describe, is_expected
@@ -29,7 +30,7 @@ from serve_app.negotiation import Negotiated, negotiate, wants_events
 from serve_app.request_id import request_id_of
 from serve_app.request_log import RequestRecord
 from serve_app.settings import AppSettings
-from serve_app.stages import MIN_WAIT_S, Backend, DrawJob, DrawResult, FaceJob, FaceResult, OnDrawEvent
+from serve_app.stages import MIN_WAIT_S, Backend, DrawJob, DrawResult, FaceJob, FaceResult, IdentityJob, OnDrawEvent
 
 logger = logging.getLogger(__name__)
 
@@ -151,12 +152,55 @@ class Generator:
             raise BodyTimeoutError(f"the body did not arrive within {limits.body_timeout_s:g} s") from None
 
     async def _draw(self, asked: Asked, record: RequestRecord, on_event: OnDrawEvent | None) -> Response:
-        face = await self._prepare(asked.face_job, record)
-        started_s = self._clock()
-        result = await self._backend.draw(self._draw_job(asked, face, record), on_event)
-        drawing = self._drawing(asked, face, result, record, draw_s=self._clock() - started_s)
+        face, wish = await self._prepare(asked.face_job, record), asked.wish
+        meter = await LikenessMeter.of(self._backend, asked.face_job, wish) if wish.is_measured else None
+        progress = None if on_event is None else CandidateProgress(on_event, wish)
+
+        async def draw(index: int) -> Candidate:
+            job = self._draw_job(asked, face, record, index)
+            listener = None if progress is None else progress.listener(index)
+            return await self._candidate(job, asked, meter, record, listener)
+
+        candidates = await draw_candidates(wish, draw)
+        best = best_of(candidates, wish, cost_usd=record.cost_usd)
+        drawing = Drawing(
+            request_id=record.request_id,
+            request=asked.request,
+            policy=asked.face_job.policy,
+            face=face,
+            candidates=candidates,
+            best=best,
+            meter=meter,
+            cost_usd=record.cost_usd,
+            elapsed_s=self._clock() - record.started_s,
+            model_id=self._profile.name,
+            model_title=self._profile.title,
+        )
         self._count(drawing, asked.negotiated, record)
         return picture_response(drawing, asked.negotiated)
+
+    async def _candidate(
+        self,
+        job: DrawJob,
+        asked: Asked,
+        meter: LikenessMeter | None,
+        record: RequestRecord,
+        on_event: OnDrawEvent | None,
+    ) -> Candidate:
+        started_s = self._clock()
+        result = await self._backend.draw(job, on_event)
+        drawn_s = self._clock()
+        self._charge(result, record)
+        similarity = None
+        if meter is not None:
+            similarity = await meter.similarity(IdentityJob(data=result.data, media_type=asked.negotiated.picture))
+        return Candidate(
+            seed=job.request.seed,
+            result=result,
+            draw_s=drawn_s - started_s,
+            similarity=similarity,
+            identity_s=self._clock() - drawn_s,
+        )
 
     async def _prepare(self, job: FaceJob, record: RequestRecord) -> FaceResult:
         face = await self._backend.prepare(job)
@@ -164,39 +208,32 @@ class Generator:
         record.stages_s["face"] = face.elapsed_s
         return face
 
-    def _draw_job(self, asked: Asked, face: FaceResult, record: RequestRecord) -> DrawJob:
-        request = asked.request
-        max_wait_s = request.max_wait_s
+    def _draw_job(self, asked: Asked, face: FaceResult, record: RequestRecord, index: int) -> DrawJob:
+        request, max_wait_s = asked.request, asked.request.max_wait_s
         if max_wait_s is not None:  # the engine's clock starts now, the caller's ran all the time
             max_wait_s = max(MIN_WAIT_S, max_wait_s - (self._clock() - record.started_s))
         # Its own id inside the engine: a caller may use the same X-Request-Id twice at once.
-        engine_id = f"{request.request_id}.{secrets.token_hex(4)}"
-        return DrawJob(
-            request=dataclasses.replace(request, request_id=engine_id, reference=face.reference, max_wait_s=max_wait_s),
-            encoding=encoding(asked.negotiated.picture, self._settings.pictures),
+        request = dataclasses.replace(
+            request,
+            request_id=f"{request.request_id}.{secrets.token_hex(4)}",
+            reference=face.reference,
+            seed=seed_of(request.seed, index),
+            max_wait_s=max_wait_s,
+            # Of candidates drawn at once, previews of the first are enough to see where it goes.
+            preview_every=request.preview_every if index == 0 or not asked.wish.is_at_once else 0,
         )
+        return DrawJob(request=request, encoding=encoding(asked.negotiated.picture, self._settings.pictures))
 
-    def _drawing(
-        self, asked: Asked, face: FaceResult, result: DrawResult, record: RequestRecord, *, draw_s: float
-    ) -> Drawing:
-        return Drawing(
-            request_id=record.request_id,
-            request=asked.request,
-            policy=asked.face_job.policy,
-            face=face,
-            result=result,
-            draw_s=draw_s,
-            cost_usd=self._settings.prices.cost_usd(result.device_name, result.device_s),
-            elapsed_s=self._clock() - record.started_s,
-            model_id=self._profile.name,
-            model_title=self._profile.title,
-        )
+    def _charge(self, result: DrawResult, record: RequestRecord) -> None:
+        """Once a picture is drawn it is charged, whatever becomes of the request."""
+        cost_usd = self._settings.prices.cost_usd(result.device_name, result.device_s)
+        record.cost_usd += cost_usd
+        record.device_s += result.device_s
+        self._metrics.charged(result, cost_usd=cost_usd)
 
     def _count(self, drawing: Drawing, negotiated: Negotiated, record: RequestRecord) -> None:
-        result = drawing.result
-        record.cost_usd, record.device_s = drawing.cost_usd, result.device_s
         record.stages_s |= {name: seconds for name, seconds in drawing.timings.items() if name != "total"}
-        self._metrics.drawn(drawing.request, result, cost_usd=drawing.cost_usd, form=negotiated.form)
+        self._metrics.sent(drawing.request, form=negotiated.form, similarity=drawing.best.similarity)
         for name, seconds in drawing.timings.items():
             self._metrics.stage(name, seconds)
 

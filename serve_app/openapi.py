@@ -42,6 +42,7 @@ ERROR_EXAMPLES: Final[tuple[Exception, ...]] = (
     errors.KeyDisabledError("this API key is disabled; ask the service's operator for another"),
     errors.QuotaTooSmallError("this picture takes about 30 s of a device; your quota is 20 s in 3600 s"),
     errors.LimitReachedError("you may send 30 requests a minute; try again in 2 s", 2.0),
+    errors.SimilarityNotReachedError(0.7, {42: 0.6132, 43: 0.5519, 44: None, 45: 0.4903}, 0.008316),
     errors.TooManyRequestsError("64 requests are being worked on; try again shortly"),
     engine_errors.EngineBusyError("the work that is here takes 58 s, longer than max_wait_s", retry_after_s=41.0),
     engine_errors.ModelLoadError(""),
@@ -68,6 +69,8 @@ _HEADERS: Final = {
     "X-Model": "The profile that was served.",
     "X-Image-Size": "Width x height of the picture.",
     "X-Drawn-Size": "Width x height the model drew at; smaller where the picture was scaled up.",
+    "X-Face-Similarity": "How alike the faces are, 0 to 1, or `none`; absent where it was not asked for.",
+    "X-Candidates": "Every picture drawn, as `seed=similarity`; absent where similarity was not asked for.",
     "X-Warning": "What went otherwise than asked; absent where nothing did.",
     "Server-Timing": "Milliseconds by stage.",
 }

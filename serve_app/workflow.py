@@ -7,7 +7,8 @@ does not do is refused, naming the node; nothing is ignored silently.
 Two things the original graph can't say travel in it all the same, so that no request is lost on the way:
 ``FluxGuidance`` (ComfyUI's own node) between the prompt and the sampler, and the face policy in ``LoadImage``'s
 ``_meta``. The sampler's scheduler may be ``flux`` besides ``simple``. How the request is to be treated is no part of a
-picture, and stands beside the nodes: ``max_wait_s``, ``priority`` and ``preview_every``, in the graph or its envelope.
+picture, and stands beside the nodes, in the graph or its envelope: ``max_wait_s``, ``priority``, ``preview_every``,
+``score``, ``num_candidates`` and ``min_similarity``.
 """
 
 from __future__ import annotations
@@ -25,7 +26,14 @@ Graph = dict[str, Any]
 """ComfyUI's API format: node id → ``class_type``, ``inputs`` (values, or links ``[node id, output]``), ``_meta``; and
 :data:`TREATMENT_FIELDS` where they are not the default."""
 
-TREATMENT_FIELDS: Final = ("max_wait_s", "priority", "preview_every")
+TREATMENT_FIELDS: Final = (
+    "max_wait_s",
+    "priority",
+    "preview_every",
+    "score",
+    "num_candidates",
+    "min_similarity",
+)
 """Fields of the request that say how it is treated, whatever the picture. ComfyUI's node ids are numbers."""
 
 ENVELOPE_KEYS: Final = frozenset(

@@ -39,6 +39,9 @@ def test_defaults_are_the_contracts() -> None:
         "max_wait_s": None,
         "priority": "normal",
         "preview_every": 0,
+        "score": False,
+        "num_candidates": 1,
+        "min_similarity": None,
     }
     assert parsed.model_dump(exclude={"prompt", "reference_image"}) == contract
 

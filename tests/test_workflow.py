@@ -60,6 +60,9 @@ bodies = st.builds(
     max_wait_s=st.none() | st.floats(0.001, 1000.0),
     priority=st.sampled_from(["low", "normal", "high"]),
     preview_every=st.integers(0, 10),
+    score=st.booleans(),
+    num_candidates=st.integers(1, 8),
+    min_similarity=st.none() | st.floats(0.0, 1.0),
 )
 
 
@@ -78,7 +81,7 @@ def test_node_ids_are_the_caller_s_own_and_comfyui_s_envelope_is_taken() -> None
 
 
 def test_how_a_request_is_treated_stands_beside_the_nodes() -> None:
-    treatment = {"max_wait_s": 20, "priority": "high", "preview_every": 4}
+    treatment = {"max_wait_s": 20, "priority": "high", "preview_every": 4, "num_candidates": 3}
     bare, wrapped = graph() | treatment, {"prompt": graph(), "client_id": "abc", **treatment}
     for sent in (bare, wrapped):
         assert request_from_graph(sent) == request_from_graph(graph()).model_copy(update=treatment)

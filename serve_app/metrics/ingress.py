@@ -43,10 +43,15 @@ class IngressMetrics:
         kind = "found" if result.box is not None else ("fallback" if result.warning else "whole")
         self._recorder.add(table.FACES, kind, str(result.is_cached).lower())
 
-    def drawn(self, asked: ImageRequest, result: DrawResult, *, cost_usd: float, form: str) -> None:
-        """A picture was drawn."""
+    def charged(self, result: DrawResult, *, cost_usd: float) -> None:
+        """A picture was drawn, to be sent or to choose from."""
         self._recorder.add(table.COST_USD, by=cost_usd)
         self._recorder.add(table.CHARGED_SECONDS, by=result.device_s)
+
+    def sent(self, asked: ImageRequest, *, form: str, similarity: float | None) -> None:
+        """A picture is the answer; ``similarity`` to its reference where that was measured."""
+        if similarity is not None:
+            self._recorder.observe(table.IDENTITY_SCORE, similarity)
         self._recorder.add(table.IMAGES, form)
         self._recorder.add(table.PIXELS, by=asked.width_px * asked.height_px)
         self._recorder.add(table.STEPS_SENT, by=asked.num_steps)
