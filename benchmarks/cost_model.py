@@ -30,7 +30,8 @@ import numpy as np
 import torch
 
 from engine.config import EngineConfig
-from engine.cost_model import CostMeter, CostModel, step_features
+from engine.cost_meter import CostMeter
+from engine.cost_model import CostModel, step_features
 from engine.engine import UNCALIBRATED, FluxEngine
 from engine.memory import MEMORY_PROFILES
 from engine.profile import SIZE_STEP_PX, ModelProfile, load_profile

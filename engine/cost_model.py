@@ -7,28 +7,24 @@ differ 400-fold. Every cost here is a sum of terms that can't be negative:
 * **text** per prompt, **vision** per reference picture;
 * **decoding**: fixed, per pixel, per pixel² (the autoencoder's attention).
 
-Calibrated by timing a few shapes on the device at hand, then corrected by what every step really took. Standard library
-only; the models are immutable, so that a price is taken from one consistent state.
+Calibrated by timing a few shapes on the device at hand (:mod:`engine.calibration`), then corrected by what every step
+really took (:mod:`engine.cost_meter`). Standard library only; the models are immutable, so that a price is taken from
+one consistent state.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import math
-import statistics
-from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-CORRECTION_RATE = 0.1
-"""Share of a step's error that a correction takes away: noise averages out, and a drift is followed, in ten steps."""
-
-MAX_SURPRISE = 2.0
-"""An observation further off than this factor counts as this far off: a stall must not spoil the model."""
+from engine.least_squares import non_negative_least_squares
 
 MAX_CORRECTION = 16.0
 """A coefficient stays within this factor of its calibration."""
+
+NUM_COEFFICIENTS = {"step": 4, "text": 1, "vision": 1, "decode": 3}
 
 Features = tuple[float, ...]
 
@@ -72,32 +68,14 @@ class LinearCost:
     def fitted(samples: Iterable[tuple[Features, float]]) -> LinearCost:
         """The non-negative coefficients of least relative squared error over (features, seconds > 0)."""
         rows = [([value / seconds for value in features], 1.0) for features, seconds in samples]
-        return LinearCost.of(*_non_negative_least_squares(rows))
+        return LinearCost.of(*non_negative_least_squares(rows))
 
     def seconds(self, features: Features) -> float:
         """The prediction."""
-        return sum(self._terms(features))
+        return sum(self.terms(features))
 
-    def corrected(self, features: Features, measured_s: float) -> LinearCost:
-        """This cost after one observation.
-
-        Every coefficient is multiplied by a power of measured/predicted, the larger its share in the prediction the
-        larger the power, so that the prediction itself moves by ``CORRECTION_RATE`` of its error (normalised
-        exponentiated gradient, Kivinen and Warmuth 1997). It can't become negative, and what took no part stays.
-        """
-        terms = self._terms(features)
-        predicted_s = sum(terms)
-        if predicted_s <= 0.0 or measured_s <= 0.0:
-            return self
-        limit = math.log(MAX_SURPRISE)
-        error = min(limit, max(-limit, math.log(measured_s / predicted_s)))
-        shares = [term / predicted_s for term in terms]
-        gain = CORRECTION_RATE * error / sum(share * share for share in shares)
-        moved = (old * math.exp(gain * share) for old, share in zip(self.corrections, shares, strict=True))
-        bounded = tuple(min(MAX_CORRECTION, max(1 / MAX_CORRECTION, value)) for value in moved)
-        return dataclasses.replace(self, corrections=bounded)
-
-    def _terms(self, features: Features) -> list[float]:
+    def terms(self, features: Features) -> list[float]:
+        """What each feature contributes; the prediction is their sum."""
         return [a * b * x for a, b, x in zip(self.calibrated, self.corrections, features, strict=True)]
 
 
@@ -135,6 +113,12 @@ class CostModel:
     text: LinearCost
     vision: LinearCost
     decode: LinearCost
+
+    def __post_init__(self) -> None:
+        for name, expected in NUM_COEFFICIENTS.items():
+            found = len(getattr(self, name).calibrated)
+            if found != expected:
+                raise ValueError(f"{name} has {found} coefficients, expected {expected}")
 
     @staticmethod
     def simple(*, step_s: float = 0.0, token_s: float = 0.0) -> CostModel:
@@ -185,78 +169,3 @@ class CostModel:
             return CostModel(**parts)
         except (TypeError, AttributeError) as error:
             raise ValueError(f"not a cost model: {error}") from error
-
-
-class CostMeter:
-    """A cost model that follows its device, and knows how well it does. One thread at a time may observe."""
-
-    def __init__(self, model: CostModel, *, num_remembered: int = 256) -> None:
-        self.model = model
-        self._errors: deque[float] = deque(maxlen=num_remembered)
-
-    @property
-    def median_error(self) -> float | None:
-        """Median of |predicted ÷ measured − 1| over the last steps, each predicted before it was observed."""
-        return statistics.median(self._errors) if self._errors else None
-
-    def observe_step(self, row_tokens: Sequence[int], measured_s: float) -> None:
-        """A step took so long."""
-        if measured_s > 0.0:
-            self._errors.append(abs(self.model.step_seconds(row_tokens) / measured_s - 1.0))
-        self._correct("step", step_features(row_tokens), measured_s)
-
-    def observe_text(self, num_prompts: int, measured_s: float) -> None:
-        """Encoding prompts took so long."""
-        self._correct("text", (float(num_prompts),), measured_s)
-
-    def observe_vision(self, num_references: int, measured_s: float) -> None:
-        """Encoding reference pictures took so long."""
-        self._correct("vision", (float(num_references),), measured_s)
-
-    def observe_decode(self, num_pixels: int, measured_s: float) -> None:
-        """Decoding a picture took so long."""
-        self._correct("decode", decode_features(num_pixels), measured_s)
-
-    def _correct(self, part: str, features: Features, measured_s: float) -> None:
-        cost: LinearCost = getattr(self.model, part)
-        self.model = dataclasses.replace(self.model, **{part: cost.corrected(features, measured_s)})
-
-
-def _non_negative_least_squares(rows: Sequence[tuple[list[float], float]]) -> list[float]:
-    """Argmin of Σ (x·θ − y)² over θ ≥ 0, by trying every set of non-zero coefficients: there are at most 2⁴."""
-    if not rows:
-        raise ValueError("a fit needs at least one sample")
-    size = len(rows[0][0])
-    scales = [max(abs(x[i]) for x, _ in rows) or 1.0 for i in range(size)]
-    scaled = [([value / scale for value, scale in zip(x, scales, strict=True)], y) for x, y in rows]
-    best, best_error = [0.0] * size, math.inf
-    for count in range(1, size + 1):
-        for active in itertools.combinations(range(size), count):
-            solved = _least_squares([([x[i] for i in active], y) for x, y in scaled])
-            if solved is None or min(solved) < 0.0:
-                continue
-            theta = [0.0] * size
-            for i, value in zip(active, solved, strict=True):
-                theta[i] = value
-            error = sum((sum(a * b for a, b in zip(x, theta, strict=True)) - y) ** 2 for x, y in scaled)
-            if error < best_error:
-                best, best_error = theta, error
-    return [value / scale for value, scale in zip(best, scales, strict=True)]
-
-
-def _least_squares(rows: Sequence[tuple[list[float], float]]) -> list[float] | None:
-    """Normal equations by Gaussian elimination; None where the columns depend on each other."""
-    size = len(rows[0][0])
-    matrix = [
-        [sum(x[i] * x[j] for x, _ in rows) for j in range(size)] + [sum(x[i] * y for x, y in rows)] for i in range(size)
-    ]
-    for i in range(size):
-        pivot = max(range(i, size), key=lambda row: abs(matrix[row][i]))
-        matrix[i], matrix[pivot] = matrix[pivot], matrix[i]
-        if abs(matrix[i][i]) < 1e-9:
-            return None
-        for row in range(size):
-            if row != i:
-                factor = matrix[row][i] / matrix[i][i]
-                matrix[row] = [a - factor * b for a, b in zip(matrix[row], matrix[i], strict=True)]
-    return [matrix[i][size] / matrix[i][i] for i in range(size)]

@@ -18,7 +18,8 @@ from torch import Tensor
 
 from engine.calibration import calibrated
 from engine.config import EngineConfig
-from engine.cost_model import CostMeter, CostModel, RequestWork
+from engine.cost_meter import CostMeter
+from engine.cost_model import CostModel, RequestWork
 from engine.errors import EngineError, EngineStoppedError, NumericalError, OutOfDeviceMemoryError
 from engine.ledger import Entry, Ledger, Stage
 from engine.memory import MEMORY_PROFILES, check_fits
@@ -142,7 +143,7 @@ class FluxEngine:
     def warm_up(self) -> None:
         """Time every stage at a few sizes: kernels are chosen, memory is taken, and costs are known afterwards."""
         with self._stepping:
-            self._meter.model = calibrated(self._runner, self.profile, self._config, clock=self._clock)
+            self._meter.calibrate(calibrated(self._runner, self.profile, self._config, clock=self._clock))
             if self._preview is None:
                 self._preview = LatentPreview.fitted(self._runner.decode_latents, self.profile.autoencoder.z_channels)
 

@@ -12,7 +12,8 @@ from collections.abc import Callable
 
 import numpy as np
 
-from engine.cost_model import CostMeter, CostModel, RequestWork
+from engine.cost_meter import CostMeter
+from engine.cost_model import CostModel, RequestWork
 from engine.errors import EngineStoppedError
 from engine.ledger import Entry, Ledger
 from engine.profile import DrawnSize, ModelProfile

@@ -12,7 +12,8 @@ import threading
 from collections.abc import Callable, Sequence
 from typing import Generic, Literal, TypeVar
 
-from engine.cost_model import CostMeter, RequestWork
+from engine.cost_meter import CostMeter
+from engine.cost_model import RequestWork
 from engine.errors import (
     DeadlineExceededError,
     EngineBusyError,

@@ -100,6 +100,7 @@ WITHOUT_TORCH = (
     "ledger",
     "scheduler",
     "cost_model",
+    "cost_meter",
 )
 
 
