@@ -24,7 +24,8 @@ from typing import Any
 from benchmarks import load_report, traces
 from benchmarks.load_sender import Sender, SendingLimits
 from benchmarks.reference_faces import reference_urls
-from serve_app.client import ClientError, check_url
+from serve_app.client import check_url
+from serve_app.client_answer import ClientError
 from serve_app.files import InputFileError
 from serve_app.progress import ProgressLine
 

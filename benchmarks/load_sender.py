@@ -22,7 +22,8 @@ from typing import Any, Final
 import httpx
 
 from benchmarks.traces import Arrival
-from serve_app.client import ENDPOINT, MAX_ANSWER_BYTES, RETRIED, is_loopback, printable
+from serve_app.client import ENDPOINT, MAX_ANSWER_BYTES, is_loopback
+from serve_app.client_answer import RETRIED, printable
 from serve_app.retry import RetryPolicy
 from serve_app.sniff import media_type_of
 

@@ -7,20 +7,27 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
-import io
 import ipaddress
-import json
 import random
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Final, Literal
 from urllib.parse import urlsplit
 
 import httpx
 
+from serve_app.client_answer import (
+    RETRIED,
+    ClientError,
+    DrawnPicture,
+    bad_answer,
+    checked_picture,
+    content_type,
+    refusal,
+)
+from serve_app.client_events import EVENT_STREAM, BrokenEventsError, ServerEvent, events_in, plain_answer
 from serve_app.exit_codes import ExitCode
 from serve_app.retry import RetryPolicy
-from serve_app.sniff import HEAD_BYTES, media_type_of
 
 USER_AGENT: Final = "likeness-client"
 ENDPOINT: Final = "/flux-ipadapter-faceid"
@@ -30,51 +37,7 @@ MAX_ANSWER_BYTES: Final = 64 * 2**20
 CONNECT_TIMEOUT_S: Final = 10.0
 """A machine that is there answers in milliseconds, across an ocean in 0.3 s."""
 
-RETRIED: Final = (httpx.codes.TOO_MANY_REQUESTS, httpx.codes.SERVICE_UNAVAILABLE)
-_TIMEOUT_STATUSES: Final = (httpx.codes.REQUEST_TIMEOUT, httpx.codes.GATEWAY_TIMEOUT)
-_MAX_SHOWN_CHARS: Final = 500
-
 ImageFormat = Literal["jpeg", "png", "webp"]
-
-
-class ClientError(Exception):
-    """A request that brought no picture.
-
-    Attributes:
-        exit_code: how the command ends.
-        error_type: the server's ``type``, or this side's word for what happened.
-    """
-
-    def __init__(self, message: str, *, exit_code: ExitCode, error_type: str) -> None:
-        super().__init__(message)
-        self.exit_code = exit_code
-        self.error_type = error_type
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
-class DrawnPicture:
-    """A complete picture and what the service says about it. None where it did not say.
-
-    Attributes:
-        data: the encoded picture, decoded once to be sure that it is whole.
-        width_px, height_px: its size.
-        drawn_size: ``256x256``: what the network drew, before scaling up.
-        num_attempts: requests sent, the last one included.
-    """
-
-    data: bytes
-    media_type: str
-    width_px: int
-    height_px: int
-    cost_usd: float | None
-    execution_time_s: float | None
-    gpu_type: str | None
-    seed: int | None
-    drawn_size: str | None
-    model: str | None
-    request_id: str | None
-    warnings: tuple[str, ...]
-    num_attempts: int
 
 
 @dataclasses.dataclass(kw_only=True, slots=True)
@@ -86,12 +49,14 @@ class Client:
         timeout_s: for everything: waiting, retries and the download.
         max_retries: further attempts after an answer of 429 or 503.
         on_progress: hears in a few words what is going on.
+        on_event: hears how the drawing goes, from services that tell; None does not ask them to.
     """
 
     url: str
     timeout_s: float = 300.0
     max_retries: int = 5
     on_progress: Callable[[str], None] = lambda text: None
+    on_event: Callable[[ServerEvent], None] | None = None
     clock: Callable[[], float] = time.monotonic
     sleep: Callable[[float], None] = time.sleep
     random: Callable[[], float] = random.random
@@ -140,18 +105,14 @@ class Client:
                 "POST",
                 self.url.rstrip("/") + ENDPOINT,
                 json=body,
-                headers={"Accept": media_type, "User-Agent": USER_AGENT},
+                headers={"Accept": self._accept(media_type), "User-Agent": USER_AGENT},
                 timeout=timeout,
             ) as answer:
-                content = bytearray()
-                for chunk in answer.iter_bytes():
-                    content += chunk
-                    if len(content) > MAX_ANSWER_BYTES:
-                        raise _bad_answer(f"the answer has more than {MAX_ANSWER_BYTES} bytes")
-                    if self.clock() > deadline_s:
-                        raise self._too_late()
+                chunks = self._chunks(answer, deadline_s)
+                if self.on_event is not None and content_type(answer) == EVENT_STREAM:
+                    return self._followed(chunks, self.on_event)
                 return httpx.Response(
-                    answer.status_code, headers=_without_coding(answer.headers), content=bytes(content)
+                    answer.status_code, headers=_without_coding(answer.headers), content=b"".join(chunks)
                 )
         except (httpx.ConnectError, httpx.ConnectTimeout) as error:
             message = f"nothing answers at {self.url}: is the service running there? ({error})"
@@ -162,69 +123,39 @@ class Client:
             message = f"the connection to {self.url} broke before the answer was complete ({error})"
             raise ClientError(message, exit_code=ExitCode.UNREACHABLE, error_type="ConnectionBroken") from error
 
+    def _accept(self, media_type: str) -> str:
+        """Services without event streams read the second wish only."""
+        return media_type if self.on_event is None else f"{EVENT_STREAM}, {media_type};q=0.9"
+
+    def _chunks(self, answer: httpx.Response, deadline_s: float) -> Iterator[bytes]:
+        """An answer as it arrives, within its limits."""
+        num_bytes = 0
+        for chunk in answer.iter_bytes():
+            num_bytes += len(chunk)
+            if num_bytes > MAX_ANSWER_BYTES:
+                raise bad_answer(f"the answer has more than {MAX_ANSWER_BYTES} bytes")
+            if self.clock() > deadline_s:
+                raise self._too_late()
+            yield chunk
+
+    def _followed(self, chunks: Iterator[bytes], on_event: Callable[[ServerEvent], None]) -> httpx.Response:
+        """A stream's events told on, and the answer that its last one stands for."""
+        try:
+            for event in events_in(chunks):
+                if (answer := plain_answer(event)) is not None:
+                    return answer
+                on_event(event)
+        except BrokenEventsError as error:
+            raise bad_answer(str(error)) from error
+        message = f"the connection to {self.url} ended before the picture came"
+        raise ClientError(message, exit_code=ExitCode.UNREACHABLE, error_type="ConnectionBroken")
+
     def _too_late(self) -> ClientError:
         return ClientError(
             f"no complete answer after {self.timeout_s:g} s: allow more with --timeout, or ask for fewer steps",
             exit_code=ExitCode.UNREACHABLE,
             error_type="Timeout",
         )
-
-
-def refusal(answer: httpx.Response, *, num_attempts: int) -> ClientError:
-    """What an answer other than 200 means, with the server's own sentence where it sent the contract's error body."""
-    status = answer.status_code
-    if status in RETRIED:
-        exit_code = ExitCode.BUSY
-    elif status in _TIMEOUT_STATUSES:
-        exit_code = ExitCode.UNREACHABLE
-    elif status >= 500:
-        exit_code = ExitCode.SERVER_ERROR
-    else:
-        exit_code = ExitCode.BAD_INPUT
-    try:
-        body = json.loads(answer.content)
-        message, error_type = str(body["error"]), str(body["type"])
-    except (ValueError, KeyError, TypeError):
-        message, error_type = f"{answer.reason_phrase}. Is this the service's URL?", "UnexpectedAnswer"
-    attempts = f", {num_attempts} attempts" if num_attempts > 1 else ""
-    shown = printable(message)[:_MAX_SHOWN_CHARS]
-    return ClientError(f"{shown} (HTTP {status}{attempts})", exit_code=exit_code, error_type=error_type)
-
-
-def checked_picture(answer: httpx.Response, media_type: str, *, num_attempts: int) -> DrawnPicture:
-    """The picture in a 200 answer, once it is sure to be one.
-
-    Raises:
-        ClientError: another type than asked for, or bytes that are not a whole picture of that type.
-    """
-    from PIL import Image
-
-    declared = answer.headers.get("Content-Type", "nothing").partition(";")[0].strip().lower()
-    found = media_type_of(answer.content[:HEAD_BYTES])
-    if declared != media_type or found != media_type:
-        raise _bad_answer(f"asked for {media_type}, got {printable(declared)} that holds {found or 'no picture'}")
-    try:
-        with Image.open(io.BytesIO(answer.content)) as picture:
-            picture.load()
-            width_px, height_px = picture.size
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise _bad_answer("the picture is cut off or damaged") from error
-    headers = answer.headers
-    return DrawnPicture(
-        data=answer.content,
-        media_type=media_type,
-        width_px=width_px,
-        height_px=height_px,
-        cost_usd=_number(headers.get("X-Cost-USD")),
-        execution_time_s=_number(headers.get("X-Execution-Time-Sec")),
-        gpu_type=_text(headers.get("X-GPU-Type")),
-        seed=_whole(headers.get("X-Seed")),
-        drawn_size=_text(headers.get("X-Drawn-Size")),
-        model=_text(headers.get("X-Model")),
-        request_id=_text(headers.get("X-Request-ID")),
-        warnings=tuple(printable(value) for value in headers.get_list("X-Warning")),
-        num_attempts=num_attempts,
-    )
 
 
 def check_url(url: str) -> None:
@@ -249,36 +180,7 @@ def is_loopback(url: str) -> bool:
         return host == "localhost"
 
 
-def printable(text: str) -> str:
-    """Text of a server for a terminal: no control characters, which could do more than show."""
-    return "".join(character if character.isprintable() else " " for character in text)
-
-
-def _bad_answer(what: str) -> ClientError:
-    return ClientError(
-        f"the server's answer is not the picture: {what}", exit_code=ExitCode.SERVER_ERROR, error_type="BadAnswer"
-    )
-
-
 def _without_coding(headers: httpx.Headers) -> httpx.Headers:
     """The headers of a body that httpx already decompressed and joined."""
     left_out = ("content-encoding", "content-length", "transfer-encoding")
     return httpx.Headers([(name, value) for name, value in headers.multi_items() if name.lower() not in left_out])
-
-
-def _text(value: str | None) -> str | None:
-    return None if value is None else printable(value)
-
-
-def _number(value: str | None) -> float | None:
-    try:
-        return None if value is None else float(value)
-    except ValueError:
-        return None
-
-
-def _whole(value: str | None) -> int | None:
-    try:
-        return None if value is None else int(value)
-    except ValueError:
-        return None

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import functools
 import json
 import math
 import sys
@@ -14,7 +15,9 @@ from pathlib import Path
 from typing import Any, Final
 
 from serve_app import data_url
-from serve_app.client import Client, ClientError, DrawnPicture, ImageFormat
+from serve_app.client import Client, ImageFormat
+from serve_app.client_answer import ClientError, DrawnPicture, printable
+from serve_app.client_events import ServerEvent, progress_of
 from serve_app.exit_codes import ExitCode
 from serve_app.files import InputFileError, OutputFileError, check_writable, read_picture, write_atomically
 from serve_app.progress import ProgressLine
@@ -66,6 +69,12 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.add_argument(
         "--scheduler", choices=("simple", "flux"), help="noise schedule (the service's default: simple)"
     )
+    parser.add_argument(
+        "--max-wait", type=_positive, metavar="SECONDS", help="refuse, or give up, what takes longer (default: wait)"
+    )
+    parser.add_argument(
+        "--priority", choices=("low", "normal", "high"), help="among all requests (the service's default: normal)"
+    )
     parser.add_argument("--url", default=DEFAULT_URL, help="the service (default %(default)s)")
     parser.add_argument("--format", choices=("jpeg", "png", "webp"), help="default: by the name of --output, else jpeg")
     parser.add_argument(
@@ -73,6 +82,9 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     )
     parser.add_argument(
         "--retries", type=_count, default=5, metavar="N", help="after answers of 429 or 503 (default %(default)s)"
+    )
+    parser.add_argument(
+        "--progress", action="store_true", help="tell of every step, also where standard error is no terminal"
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object on standard output")
     parser.set_defaults(run=run)
@@ -113,7 +125,8 @@ def request_body(arguments: argparse.Namespace, reference_image: str) -> dict[st
         "ipadapter_strength": arguments.ipadapter_strength,
         "face_provider": arguments.face_provider,
     }
-    further = {name: getattr(arguments, name) for name in ("guidance", "face_policy", "scheduler")}
+    further = {name: getattr(arguments, name) for name in ("guidance", "face_policy", "scheduler", "priority")}
+    further["max_wait_s"] = arguments.max_wait
     return body | {name: value for name, value in further.items() if value is not None}
 
 
@@ -145,12 +158,22 @@ def _draw(arguments: argparse.Namespace, make_client: Callable[..., Client]) -> 
     reference = read_picture(arguments.reference_image)
     check_writable(arguments.output)
     image_format: ImageFormat = arguments.format or _FORMATS_BY_SUFFIX.get(arguments.output.suffix.lower(), "jpeg")
-    is_quiet = arguments.json and not sys.stderr.isatty()
+    is_watched = arguments.progress or sys.stderr.isatty()
+    is_quiet = arguments.json and not is_watched
     with ProgressLine(sys.stderr, "connecting", is_quiet=is_quiet) as line:
         client = make_client(
-            url=arguments.url, timeout_s=arguments.timeout, max_retries=arguments.retries, on_progress=line.update
+            url=arguments.url,
+            timeout_s=arguments.timeout,
+            max_retries=arguments.retries,
+            on_progress=line.update,
+            on_event=functools.partial(_show, line) if is_watched else None,
         )
         return client.draw(request_body(arguments, data_url.build(reference)), image_format)
+
+
+def _show(line: ProgressLine, event: ServerEvent) -> None:
+    if (progress := progress_of(event)) is not None:
+        line.update(printable(progress.text), progress.fraction)
 
 
 def _fail(arguments: argparse.Namespace, message: str, error_type: str, exit_code: ExitCode) -> int:

@@ -13,7 +13,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from serve_app.client import Client, DrawnPicture
+from serve_app.client import Client
+from serve_app.client_answer import DrawnPicture
 from serve_app.client_command import DEFAULT_URL
 from serve_app.exit_codes import ExitCode
 from serve_app.progress import ProgressLine

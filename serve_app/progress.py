@@ -6,6 +6,7 @@ changes and then once in a while, so that nobody reads a thousand of them.
 
 from __future__ import annotations
 
+import math
 import shutil
 import threading
 import time
@@ -39,14 +40,19 @@ class ProgressLine:
         self._clock = clock
         self._lock = threading.Lock()
         self._text = text
+        self._fraction: float | None = None
         self._started_s = clock()
         self._last_logged_s: float | None = None
         self._stopping = threading.Event()
         self._ticker = threading.Thread(target=self._tick, name="progress", daemon=True)
 
-    def update(self, text: str, *, is_count: bool = False) -> None:
-        """Show another text from now on. A mere count does not deserve a line of its own where lines stay."""
+    def update(self, text: str, fraction: float | None = None, *, is_count: bool = False) -> None:
+        """Show another text from now on, and how much is done, 0 to 1, where that is known.
+
+        A mere count does not deserve a line of its own where lines stay.
+        """
         with self._lock:
+            self._fraction = fraction
             if text != self._text:
                 self._text = text
                 if not is_count:
@@ -60,7 +66,9 @@ class ProgressLine:
         with self._lock:
             now_s = self._clock()
             if self._is_terminal:
-                self._stream.write(CLEAR_LINE + self._fitted(bar(now_s - self._started_s) + " " + self._line(now_s)))
+                elapsed_s = now_s - self._started_s
+                shown = bar(elapsed_s) if self._fraction is None else filled_bar(self._fraction)
+                self._stream.write(CLEAR_LINE + self._fitted(shown + " " + self._line(now_s)))
             elif self._last_logged_s is None or now_s - self._last_logged_s >= LOG_EVERY_S:
                 self._last_logged_s = now_s
                 self._stream.write(self._line(now_s) + "\n")
@@ -105,3 +113,9 @@ def bar(elapsed_s: float) -> str:
     position = int(elapsed_s / REDRAW_S) % (2 * room)
     position = position if position <= room else 2 * room - position
     return "[" + " " * position + "=" * BAR_BLOCK + " " * (room - position) + "]"
+
+
+def filled_bar(fraction: float) -> str:
+    """A bar that fills from the left: ``fraction`` of the work is done, 0 to 1."""
+    num_filled = math.floor(BAR_WIDTH * fraction)
+    return "[" + "=" * num_filled + " " * (BAR_WIDTH - num_filled) + "]"

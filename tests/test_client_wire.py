@@ -9,7 +9,8 @@ from collections.abc import Callable
 
 import pytest
 
-from serve_app.client import Client, ClientError, is_loopback
+from serve_app.client import Client, is_loopback
+from serve_app.client_answer import ClientError
 from serve_app.exit_codes import ExitCode
 from tests.answering_server import Canned, answering, drawn, picture_bytes, refused
 

@@ -17,7 +17,7 @@ from engine.face.identity import IdentityVector
 from engine.request import RgbImage
 from serve_app import data_url, evaluate_command
 from serve_app.cli import build_parser
-from serve_app.client import ClientError, DrawnPicture
+from serve_app.client_answer import ClientError, DrawnPicture
 from serve_app.evaluate.histogram import Row, histograms
 from serve_app.evaluate.measure import Likeness, paired_difference
 from serve_app.evaluate.people import PeopleError, read_people

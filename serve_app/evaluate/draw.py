@@ -10,7 +10,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
-from serve_app.client import ClientError, DrawnPicture
+from serve_app.client_answer import ClientError, DrawnPicture
 from serve_app.data_url import Picture
 from serve_app.evaluate.plan import Job
 from serve_app.exit_codes import ExitCode

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any, Final
 
 from serve_app import data_url
-from serve_app.client import ClientError, check_url
+from serve_app.client import check_url
+from serve_app.client_answer import ClientError
 from serve_app.data_url import Picture
 from serve_app.evaluate.people import Person
 

@@ -11,7 +11,7 @@ from typing import Any, Final
 from engine.errors import ReferenceImageError
 from engine.face.decode import ImageLimits, decode_image
 from engine.face.identity import IdentityModel, IdentityVector
-from serve_app.client import DrawnPicture
+from serve_app.client_answer import DrawnPicture
 from serve_app.data_url import Picture
 from serve_app.evaluate import report, sheet
 from serve_app.evaluate.draw import Drawn, draw_all
