@@ -189,7 +189,7 @@ class FluxEngine:
             positive=_Conditions(text=positive, image_prompt=image_prompt),
             negative=None if negative is None else _Conditions(text=negative, image_prompt=black_prompt),
         )
-        job.encoded_s = self._clock()
+        job.encoded_s, job.text_s, job.vision_s = self._clock(), text.seconds, vision.seconds
 
     def _image_prompts(self, request: ImageRequest) -> tuple[ImagePrompt, ImagePrompt]:
         """Those of the positive and of the negative pass."""
@@ -257,6 +257,8 @@ class FluxEngine:
             stages=StageSeconds(
                 queue_s=started_s - job.arrival_s,
                 encode_s=job.encoded_s - started_s,
+                text_s=job.text_s,
+                vision_s=job.vision_s,
                 denoise_s=denoised_s - job.encoded_s,
                 decode_s=self._clock() - denoised_s,
             ),

@@ -43,6 +43,7 @@ class Entry(Generic[D]):
         first_come_s: when it would end, were requests served one after another.
         started_s: when it was first chosen.
         encoded_s: when its prompts and its reference were encoded.
+        text_s, vision_s: how long each of the two took.
         num_steps_done: of ``work.num_steps``.
         device_s: what it is charged for so far.
         is_cancelled: whether it ends before the next step.
@@ -56,6 +57,8 @@ class Entry(Generic[D]):
     first_come_s: float
     started_s: float | None = None
     encoded_s: float = 0.0
+    text_s: float = 0.0
+    vision_s: float = 0.0
     num_steps_done: int = 0
     device_s: float = 0.0
     is_cancelled: bool = False

@@ -123,10 +123,15 @@ class ImageRequest:
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class StageSeconds:
-    """Wall-clock seconds a request spent in each stage of the engine; shared steps count in full."""
+    """Wall-clock seconds a request spent in each stage of the engine; shared steps count in full.
+
+    ``text_s`` and ``vision_s`` are what ``encode_s`` went into: prompts, and the reference.
+    """
 
     queue_s: float = 0.0
     encode_s: float = 0.0
+    text_s: float = 0.0
+    vision_s: float = 0.0
     denoise_s: float = 0.0
     decode_s: float = 0.0
 

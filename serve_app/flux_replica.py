@@ -17,8 +17,9 @@ from engine.protocol import ImageEngine
 from serve_app import tracing
 from serve_app.draw_progress import DrawProgress
 from serve_app.encode import encode_picture
+from serve_app.metrics.engine import DeviceReadings, MeteredEngine, follow_device
 from serve_app.metrics.recorder import Recorder
-from serve_app.metrics.replica import ReplicaStart, follow_engine
+from serve_app.metrics.replica import ReplicaStart
 from serve_app.scaling.load import LoadReporter
 from serve_app.settings import FakeEngineSettings, FluxEngineSettings
 from serve_app.stages import FLUX_REPLICA, DrawEvent, DrawJob, DrawResult, OnDrawEvent
@@ -34,6 +35,7 @@ class OpenEngine:
     Attributes:
         device_name: the device it runs on.
         stages_s: seconds that its start took, by stage.
+        read_device: how the device is, where that can be asked.
         max_step_s: a step that takes longer has hung.
     """
 
@@ -41,6 +43,7 @@ class OpenEngine:
     device_name: str
     max_step_s: float | None = None
     stages_s: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    read_device: Callable[[], DeviceReadings] | None = None
 
 
 class FluxReplica:
@@ -62,11 +65,12 @@ class FluxReplica:
         self._recorder = open_recorder()
         start = ReplicaStart(self._recorder, FLUX_REPLICA)
         opened = open_engine()
-        self._engine = opened.engine
-        self._loop = EngineLoop(opened.engine, max_step_s=opened.max_step_s, on_broken=leave)
+        self._engine = MeteredEngine(opened.engine, self._recorder, opened.device_name)
+        self._loop = EngineLoop(self._engine, max_step_s=opened.max_step_s, on_broken=leave)
         self._device_name = opened.device_name
         self._load = LoadReporter()
-        follow_engine(self._recorder, opened.engine, opened.device_name)
+        if opened.read_device is not None:
+            follow_device(self._recorder, opened.device_name, opened.read_device)
         start.done(opened.stages_s)
 
     def __del__(self) -> None:
@@ -155,6 +159,7 @@ def open_engine(*, profile_name: str, model_dir: str, settings: FluxEngineSettin
     profile = load_profile(profile_name)
     engine: ImageEngine
     stages_s: dict[str, float] = {}
+    read_device: Callable[[], DeviceReadings] | None = None
     match settings:
         case FakeEngineSettings():
             device_name = settings.device_name
@@ -165,10 +170,22 @@ def open_engine(*, profile_name: str, model_dir: str, settings: FluxEngineSettin
             device_name = _device_name(settings)
             config = settings.engine_config(profile, str(Path(model_dir).expanduser()))
             engine = load_engine(config, on_stage=stages_s.__setitem__)
+            if settings.device == "cuda":
+                import torch
+
+                from serve_app.metrics.cuda import CudaReader
+
+                read_device = CudaReader(torch.cuda)
     started_s = time.perf_counter()
     engine.warm_up()
     stages_s["warm_up"] = time.perf_counter() - started_s
-    return OpenEngine(engine=engine, device_name=device_name, stages_s=stages_s, max_step_s=settings.max_step_s)
+    return OpenEngine(
+        engine=engine,
+        device_name=device_name,
+        max_step_s=settings.max_step_s,
+        stages_s=stages_s,
+        read_device=read_device,
+    )
 
 
 def leave_soon() -> None:

@@ -85,7 +85,7 @@ def test_metrics_count_what_happened() -> None:
         assert samples["likeness_images_total", "application/json"] == 1
         assert samples["likeness_engine_steps_total",] == 10
         assert samples["likeness_engine_sample_steps_total",] == 10
-        assert abs(samples["likeness_device_seconds_total", "NVIDIA L40S"] - 0.02) < 1e-9
+        assert abs(samples["likeness_device_seconds_total", "NVIDIA L40S", "denoise"] - 0.02) < 1e-9
         assert abs(samples["likeness_cost_usd_total",] - 0.02 * 1.98 / 3600) < 1e-12
         assert samples["likeness_stage_seconds_count", "total"] == 2
         assert samples["likeness_image_steps_total",] == 10

@@ -140,7 +140,7 @@ def test_a_report_holds_what_the_engine_did_for_whomever() -> None:
         assert totals["engine_sample_steps", ()] == (stats.num_sample_steps,)
         assert totals["engine_requests", ("finished",)] == (5,)
         assert totals["engine_requests", ("cancelled",)] == (1,)
-        assert totals["device_seconds", ("TPU v9",)] == (stats.device_s,)
+        assert totals["device_seconds", ("TPU v9", "denoise")] == (stats.device_s,)
         charged_s = sum(result.device_s for result in results)
         assert charged_s < stats.device_s, "the one that went away is on the house"
         assert {result.device_name for result in results} == {"TPU v9"}

@@ -5,14 +5,20 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import threading
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from prometheus_client.parser import text_string_to_metric_families
 
+from engine.fake import FakeEngine
+from engine.profile import load_profile
+from engine.request import ImageRequest
 from serve_app.errors import ANSWERS, ServeAppError, describe
 from serve_app.metrics import table
+from serve_app.metrics.cuda import CudaReader
+from serve_app.metrics.engine import MeteredEngine, follow_device
 from serve_app.metrics.ingress import IngressMetrics
 from serve_app.metrics.ledger import FORGET_S, SILENCE_S, Ledger
 from serve_app.metrics.metric import MAX_OPEN_SERIES, OTHER, Values
@@ -50,7 +56,7 @@ def test_names_follow_the_conventions_of_prometheus() -> None:
         assert metric.text.endswith("."), name
         assert not name.endswith(("_total", "_count", "_sum", "_bucket", "_info")), name
         assert "_ms" not in name, "base units only"
-        if metric.kind == "histogram" and name not in ("identity_score", "engine_batch_requests"):
+        if metric.kind == "histogram" and not name.endswith(("_score", "_ratio", "_requests")):
             assert name.endswith("_seconds"), name
         for unit in units:
             assert unit not in name or name.endswith(unit) or name.startswith(f"device_{unit}"), name
@@ -93,11 +99,11 @@ def test_a_label_that_is_not_listed_counts_as_other() -> None:
 def test_even_an_open_label_is_bounded_in_each_process() -> None:
     recorder = Recorder()
     for i in range(100):
-        recorder.add(table.DEVICE_SECONDS, f"device {i}")
+        recorder.add(table.DEVICE_SECONDS, f"device {i}", "denoise")
     devices = {key: value for key, value in page_of(recorder).items() if key[0] == "likeness_device_seconds_total"}
     assert len(devices) == MAX_OPEN_SERIES + 1
     assert sum(devices.values()) == 100
-    assert devices["likeness_device_seconds_total", OTHER] == 100 - MAX_OPEN_SERIES
+    assert devices["likeness_device_seconds_total", OTHER, OTHER] == 100 - MAX_OPEN_SERIES
 
 
 @given(st.lists(st.floats(0.0, 1e4), max_size=30))
@@ -241,3 +247,70 @@ def test_a_ledger_remembers_who_may_not_come_back() -> None:
     second = Ledger(clock=clock, saved=first.save())
     second.take(a_report("a", 2, 12))
     assert steps(second.sums()) == 10
+
+
+# -- engines and devices -----------------------------------------------------------------------------------------------
+
+
+def test_a_metered_engine_counts_every_step_and_every_end() -> None:
+    recorder = Recorder()
+    engine = MeteredEngine(FakeEngine(load_profile("embedded"), step_s=0.1, sleep=lambda _: None), recorder, "CPU")
+    for i in range(3):
+        engine.submit(ImageRequest(request_id=f"{i}", prompt="p", width_px=64, height_px=64, num_steps=2 + i))
+    engine.step()
+    engine.cancel("2")
+    while engine.has_work:
+        engine.step()
+    stats, samples = engine.stats(), page_of(recorder)
+    assert samples["likeness_engine_batch_requests_count",] == stats.num_steps
+    assert samples["likeness_engine_batch_requests_sum",] == stats.num_sample_steps
+    assert samples["likeness_engine_batch_requests_bucket", "3.0"] == stats.num_steps
+    assert samples["likeness_engine_wasted_steps_total",] == stats.num_wasted_steps == 1
+    assert samples["likeness_engine_step_tokens_total",] == stats.num_step_tokens > 0
+    assert samples["likeness_engine_step_token_room_total",] == stats.num_steps * stats.max_step_tokens
+    assert samples["likeness_engine_requests_total", "finished"] == 2
+    assert samples["likeness_engine_requests_total", "cancelled"] == 1
+    assert samples["likeness_cost_model_ratio_count",] == 2
+    assert samples["likeness_device_seconds_total", "CPU", "denoise"] == pytest.approx(stats.device_s)
+
+
+class Cuda:
+    """``torch.cuda`` on a machine whose driver tells all but the power, and counts being asked for that."""
+
+    num_asked = 0
+
+    def current_device(self) -> int:
+        return 0
+
+    def get_device_properties(self, device: int) -> SimpleNamespace:
+        return SimpleNamespace(total_memory=80 * 2**30)
+
+    def memory_reserved(self) -> int:
+        return 30 * 2**30
+
+    def max_memory_reserved(self) -> int:
+        return 40 * 2**30
+
+    def temperature(self) -> int:
+        return 61
+
+    def utilization(self) -> int:
+        return 97
+
+    def power_draw(self) -> int:
+        self.num_asked += 1
+        raise RuntimeError("NVML_ERROR_NOT_SUPPORTED")
+
+
+def test_a_device_is_shown_as_far_as_it_tells() -> None:
+    recorder, cuda = Recorder("replica-1"), Cuda()
+    follow_device(recorder, "NVIDIA H200", CudaReader(cuda))
+    labels = ("NVIDIA H200", "replica-1")
+    samples = page_of(recorder)
+    samples = page_of(recorder)
+    assert samples["likeness_device_memory_peak_bytes", *labels] == 40 * 2**30
+    assert samples["likeness_device_memory_total_bytes", *labels] == 80 * 2**30
+    assert samples["likeness_device_temperature_celsius", *labels] == 61
+    assert samples["likeness_device_utilisation_ratio", *labels] == 0.97
+    assert ("likeness_device_power_watts", *labels) not in samples
+    assert cuda.num_asked == 1, "what is not to be had is not asked for every second"

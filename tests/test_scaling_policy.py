@@ -15,6 +15,7 @@ from ray import cloudpickle
 from ray.serve._private.common import TimeStampedValue
 from ray.serve.config import AutoscalingConfig, AutoscalingContext
 
+from serve_app.metrics.recorder import Recorder
 from serve_app.scaling.load import BUSY, NUM_REQUESTS, OWED_S, REQUEST_S, LoadReporter, WorkClock
 from serve_app.scaling.policy import WorkPolicy, logger
 from serve_app.scaling.settings import POLICY, ScalingSettings
@@ -63,6 +64,15 @@ def report(owed_s: float, num_requests: int = 9, request_s: float = 0.0) -> dict
     return {OWED_S: owed_s, BUSY: 0.0, NUM_REQUESTS: float(num_requests), REQUEST_S: request_s}
 
 
+OPEN_RECORDER = "serve_app.scaling.policy.open_recorder"
+
+
+@pytest.fixture(autouse=True)
+def no_ray(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nowhere to report to."""
+    monkeypatch.setattr(OPEN_RECORDER, lambda app_name: Recorder())
+
+
 class Lines(logging.Handler):
     """The scaling lines that were logged."""
 
@@ -107,7 +117,9 @@ def test_what_requests_take_is_remembered_when_no_replica_is_left() -> None:
     assert policy(context({}, queued=2))[0] == 2, "2 × 30 s, and no more than requests"
 
 
-def test_a_change_is_one_line(log: Lines) -> None:
+def test_a_change_is_one_line_and_one_count(log: Lines, monkeypatch: pytest.MonkeyPatch) -> None:
+    recorder = Recorder()
+    monkeypatch.setattr(OPEN_RECORDER, lambda app_name: recorder)
     policy = WorkPolicy(**KWARGS)
     for target in (1, 4, 4, 4):  # Serve takes the number over before it asks again
         policy(context({"a": report(35.0)}, target_num_replicas=target))
@@ -125,6 +137,9 @@ def test_a_change_is_one_line(log: Lines) -> None:
         "arriving": 0.0,
     }
     assert "35.0 s of work are owed" in line["reason"]
+    counted = recorder.report()
+    assert counted.totals == {("scaling_decisions", ("FluxReplica", "work", "up")): (1.0,)}
+    assert counted.gauges["scaling_wanted_replicas", ("FluxReplica",)] == (4.0,)
 
 
 def test_what_it_cannot_read_leaves_things_as_they_are(log: Lines) -> None:

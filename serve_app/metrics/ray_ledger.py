@@ -169,6 +169,7 @@ def open_recorder(app_name: str = "") -> Recorder:
     Args:
         app_name: the application; that of the replica which calls this where none is given.
     """
+    assert ray.is_initialized(), "a process that belongs to no cluster has no ledger to report to"
     recorder = Recorder()
     ledger = RayLedger(app_name or serve.get_replica_context().app_name)
     reporter = Reporter(recorder, ledger.take)

@@ -1,11 +1,10 @@
-"""What a replica counts about itself: that it is there, what its start took, what its engine did."""
+"""What every replica says of itself: that it is there, and what its start took."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Mapping
 
-from engine.protocol import ImageEngine
 from serve_app.metrics import table
 from serve_app.metrics.recorder import Recorder
 
@@ -29,21 +28,3 @@ class ReplicaStart:
             self._recorder.observe(table.COLD_START_SECONDS, seconds, self._deployment, stage)
         self._recorder.set(table.REPLICAS, 0, self._deployment, "starting")
         self._recorder.set(table.REPLICAS, 1, self._deployment, "ready")
-
-
-def follow_engine(recorder: Recorder, engine: ImageEngine, device_name: str) -> None:
-    """Let every report hold what the engine did by then, also for requests whose results nobody took."""
-
-    def refresh() -> None:
-        stats = engine.stats()
-        recorder.follow(table.ENGINE_ENDED, "finished", total=stats.num_finished)
-        recorder.follow(table.ENGINE_ENDED, "failed", total=stats.num_failed)
-        recorder.follow(table.ENGINE_ENDED, "cancelled", total=stats.num_cancelled)
-        recorder.follow(table.ENGINE_STEPS, total=stats.num_steps)
-        recorder.follow(table.ENGINE_SAMPLE_STEPS, total=stats.num_sample_steps)
-        recorder.follow(table.DEVICE_SECONDS, device_name, total=stats.device_s)
-        recorder.set(table.ENGINE_WAITING, stats.num_waiting)
-        recorder.set(table.ENGINE_RUNNING, stats.num_running)
-        recorder.set(table.QUEUED_SECONDS, stats.queued_device_s)
-
-    recorder.refresh_with(refresh)

@@ -7,10 +7,11 @@ anything a caller wrote: every value is listed here, or is the name of a device 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Final
+from typing import Final, get_args
 
 from serve_app.errors import ANSWERS, INTERNAL_ANSWER, INTERNAL_ERROR_TYPE
 from serve_app.metrics.metric import OTHER, Metric, closed, open_
+from serve_app.scaling.decision import Cause
 from serve_app.stages import DEPLOYMENTS, FACE_STAGE, FLUX_REPLICA, IDENTITY_STAGE, OPTIONAL_DEPLOYMENTS
 
 CANCELLED: Final = "cancelled"
@@ -88,9 +89,9 @@ IN_FLIGHT = closed("in_flight", "gauge", "Picture requests being worked on.")
 STAGE_SECONDS = closed(
     "stage_seconds",
     "histogram",
-    "Wall-clock seconds of pictures that were sent, by stage; total is from the first byte to the answer.",
+    "Wall-clock seconds of pictures by stage; encode is text and vision, total is from the first byte to the answer.",
     buckets=_WALL_S,
-    stage=("face", "queue", "text", "vision", "denoise", "decode", "encode", "compress", "identity", "total"),
+    stage=("face", "queue", "text", "vision", "encode", "denoise", "decode", "compress", "route", "identity", "total"),
 )
 COST_USD = closed("cost_usd", "counter", "US dollars that pictures were charged.")
 CHARGED_SECONDS = closed("device_seconds_charged", "counter", "Device seconds that pictures were charged.")
@@ -118,7 +119,7 @@ REPLAYS = closed(
 IDENTITY_SCORE = closed(
     "identity_score", "histogram", "Similarity of the picture's face to the reference's.", buckets=_SCORE
 )
-STAGE_READY = closed("stage_ready", "gauge", "Whether a stage can serve, as /ready says.", stage=DEPLOYMENTS)
+STAGE_READY = open_("stage_ready", "gauge", "Whether a stage of this application can serve, as /ready says.", "stage")
 
 # -- clients: counted by the ingress's door ----------------------------------------------------------------------------
 
@@ -149,18 +150,39 @@ LIMITS_LOST = closed("limits_lost", "counter", "Times the limits shared by all i
 ENGINE_ENDED = closed(
     "engine_requests",
     "counter",
-    "Requests that ended in an engine; cancelled ones had no caller any more.",
-    outcome=("finished", "failed", "cancelled"),
+    "Requests that engines ended: cancelled ones had no caller any more, refused ones were never taken in.",
+    outcome=("finished", "failed", "cancelled", "expired", "refused"),
 )
 ENGINE_STEPS = closed("engine_steps", "counter", "Forward passes of a whole batch.")
 ENGINE_SAMPLE_STEPS = closed("engine_sample_steps", "counter", "Steps summed over the requests of every batch.")
+ENGINE_WASTED_STEPS = closed(
+    "engine_wasted_steps", "counter", "Those of them that requests without a picture took: cancelled, expired, failed."
+)
+ENGINE_TOKENS = closed("engine_step_tokens", "counter", "Tokens, image and text, summed over the steps.")
+ENGINE_TOKEN_ROOM = closed("engine_step_token_room", "counter", "Tokens that would have fitted into the steps.")
+CACHE_LOOKUPS = closed(
+    "engine_cache_lookups",
+    "counter",
+    "Prompts and references looked up before they are encoded.",
+    cache=("text", "image"),
+    result=("hit", "miss"),
+)
+CACHE_BYTES = closed("engine_cache_bytes", "gauge", "What the caches hold.", cache=("text", "image"))
+COST_RATIO = closed(
+    "cost_model_ratio",
+    "histogram",
+    "Device seconds of a finished request, measured divided by predicted at its arrival.",
+    buckets=(0.25, 0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.95, 1, 1.05, 1.1, 1.15, 1.2, 1.3, 1.4, 1.6, 2, 4),
+)
 BATCH_SIZE = closed(
     "engine_batch_requests", "histogram", "Requests in a step.", buckets=(1, 2, 3, 4, 6, 8, 12, 16, 24, 32)
 )
 ENGINE_WAITING = closed("engine_waiting_requests", "gauge", "Requests in engines that have not begun.")
 ENGINE_RUNNING = closed("engine_running_requests", "gauge", "Requests in engines that have begun.")
 QUEUED_SECONDS = closed("engine_queued_device_seconds", "gauge", "Predicted device seconds of the work in engines.")
-DEVICE_SECONDS = open_("device_seconds", "counter", "Seconds the devices were busy, whoever for.", "device")
+DEVICE_SECONDS = open_(
+    "device_seconds", "counter", "Seconds the devices were busy, whoever for, by what they did.", "device", "stage"
+)
 
 # -- replicas ---------------------------------------------------------------------------------------------------------
 
@@ -179,12 +201,31 @@ COLD_START_SECONDS = Metric(
 )
 
 DEVICE_LABELS: Final = ("device", "replica")
-MEMORY_USED = open_("device_memory_used_bytes", "gauge", "Memory in use on a replica's device.", *DEVICE_LABELS)
-MEMORY_PEAK = open_("device_memory_peak_bytes", "gauge", "Most memory this replica ever held.", *DEVICE_LABELS)
+MEMORY_USED = open_("device_memory_used_bytes", "gauge", "Device memory that a replica holds.", *DEVICE_LABELS)
+MEMORY_PEAK = open_("device_memory_peak_bytes", "gauge", "Most device memory that a replica ever held.", *DEVICE_LABELS)
 MEMORY_TOTAL = open_("device_memory_total_bytes", "gauge", "Memory of a replica's device.", *DEVICE_LABELS)
 TEMPERATURE = open_("device_temperature_celsius", "gauge", "Temperature of a replica's device.", *DEVICE_LABELS)
 UTILISATION = open_("device_utilisation_ratio", "gauge", "Share of time a kernel ran, 0 to 1.", *DEVICE_LABELS)
 POWER = open_("device_power_watts", "gauge", "Power a replica's device draws.", *DEVICE_LABELS)
+
+# -- scaling: counted by Serve's controller, which asks the policy -----------------------------------------------------
+
+SCALED: Final = (FACE_STAGE, FLUX_REPLICA, IDENTITY_STAGE)
+WANTED = closed("scaling_wanted_replicas", "gauge", "Replicas that the policy wants.", deployment=SCALED)
+OWED_SECONDS = closed(
+    "scaling_owed_seconds", "gauge", "Work that waits and runs, in seconds of one replica.", deployment=SCALED
+)
+ARRIVING = closed(
+    "scaling_arriving_ratio", "gauge", "Work that arrives, in seconds of one replica a second.", deployment=SCALED
+)
+DECISIONS = closed(
+    "scaling_decisions",
+    "counter",
+    "Times the policy wanted another number of replicas, by what decided.",
+    deployment=SCALED,
+    cause=get_args(Cause),
+    direction=("up", "down"),
+)
 
 TABLE: Final[dict[str, Metric]] = {row.name: row for row in list(globals().values()) if isinstance(row, Metric)}
 """Every metric by its name, in the order above."""

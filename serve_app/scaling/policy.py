@@ -15,16 +15,14 @@ import time
 from typing import Any
 
 from ray.serve.config import AutoscalingContext
-from ray.util import metrics
 
+from serve_app.metrics.ray_ledger import open_recorder
+from serve_app.metrics.scaling import ScalingMetrics
 from serve_app.scaling.decision import Decision, Scaler, Snapshot
 from serve_app.scaling.load import BUSY, NUM_REQUESTS, OWED_S, REQUEST_S
 from serve_app.scaling.settings import ScalingSettings
 
 logger = logging.getLogger("ray.serve.likeness.scaling")  # below Serve's own, so that it joins the controller's log
-
-GAUGE_PERIOD_S = 1.0
-"""Ray forgets a gauge that is not set again for about 20 s; setting it at every call would be waste."""
 
 
 class WorkPolicy:
@@ -37,18 +35,7 @@ class WorkPolicy:
         checked = ScalingSettings.model_validate(settings)
         self._scaler = Scaler(checked.rules())
         self._request_s = checked.request_s
-        self._gauges_set_s = float("-inf")
-        tags = ("deployment", "application")
-        self._wanted = metrics.Gauge("likeness_scaling_wanted_replicas", "Replicas the policy wants.", tags)
-        self._owed = metrics.Gauge(
-            "likeness_scaling_owed_seconds", "Work that waits and runs, in replica seconds.", tags
-        )
-        self._arriving = metrics.Gauge(
-            "likeness_scaling_arriving", "Replica seconds of work that arrive a second.", tags
-        )
-        self._changes = metrics.Counter(
-            "likeness_scaling_changes_total", "Changes of the wanted number, by cause.", (*tags, "cause", "direction")
-        )
+        self._metrics: ScalingMetrics | None = None  # begins where the policy is asked, not where it is made
 
     def __call__(self, ctx: AutoscalingContext) -> tuple[int, dict[str, Any]]:
         """The wanted number of replicas; and the state that Serve keeps, of which there is none."""
@@ -82,20 +69,18 @@ class WorkPolicy:
         )
 
     def _tell(self, ctx: AutoscalingContext, decision: Decision) -> None:
-        tags = {"deployment": ctx.deployment_name, "application": ctx.app_name or ""}
-        now_s = time.monotonic()
-        if now_s - self._gauges_set_s >= GAUGE_PERIOD_S:
-            self._gauges_set_s = now_s
-            self._wanted.set(decision.num_replicas, tags)
-            self._owed.set(decision.owed_s, tags)
-            self._arriving.set(decision.arriving, tags)
+        app_name = ctx.app_name or ""
+        if self._metrics is None:
+            self._metrics = ScalingMetrics(open_recorder(app_name), ctx.deployment_name)
+        self._metrics.decided(decision)
         by = decision.num_replicas - ctx.target_num_replicas
         if not by:
             return
-        self._changes.inc(1, {**tags, "cause": decision.cause, "direction": "up" if by > 0 else "down"})
+        self._metrics.changed(decision, by)
         line = {
             "event": "scaling",
-            **tags,
+            "deployment": ctx.deployment_name,
+            "application": app_name,
             "from": ctx.target_num_replicas,
             "to": decision.num_replicas,
             "running": ctx.current_num_replicas,

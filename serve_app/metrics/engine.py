@@ -1,0 +1,105 @@
+"""What a Flux replica counts: what its engine did, whoever for, and how its device is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from engine.profile import ModelProfile
+from engine.protocol import ImageEngine
+from engine.request import EngineEvent, EngineStats, Failed, Finished, ImageRequest, Queued
+from serve_app.metrics import table
+from serve_app.metrics.metric import Metric
+from serve_app.metrics.recorder import Recorder
+
+DeviceReadings = Mapping[Metric, float]
+"""Gauges of :data:`serve_app.metrics.table.DEVICE_LABELS` and what they are now."""
+
+
+class MeteredEngine:
+    """An engine that counts what goes through it; otherwise the engine it is given.
+
+    Args:
+        engine: does the work.
+        device_name: what it runs on.
+    """
+
+    def __init__(self, engine: ImageEngine, recorder: Recorder, device_name: str) -> None:
+        self._engine = engine
+        self._recorder = recorder
+        self._device_name = device_name
+        self._predicted_s: dict[str, float] = {}
+        recorder.refresh_with(self._refresh)
+
+    @property
+    def profile(self) -> ModelProfile:
+        """See :class:`engine.protocol.ImageEngine`, here and below."""
+        return self._engine.profile
+
+    @property
+    def has_work(self) -> bool:
+        return self._engine.has_work
+
+    def submit(self, request: ImageRequest) -> Queued:
+        queued = self._engine.submit(request)
+        self._predicted_s[request.request_id] = queued.predicted_device_s
+        return queued
+
+    def cancel(self, request_id: str) -> bool:
+        return self._engine.cancel(request_id)
+
+    def step(self) -> list[EngineEvent]:
+        before = self._engine.stats()
+        events = self._engine.step()
+        after = self._engine.stats()
+        num_passes = after.num_steps - before.num_steps  # more than one where memory was too short for all at once
+        for _ in range(num_passes):
+            num_requests = (after.num_sample_steps - before.num_sample_steps) / num_passes
+            self._recorder.observe(table.BATCH_SIZE, num_requests)
+        for event in events:
+            if isinstance(event, Finished | Failed):
+                predicted_s = self._predicted_s.pop(event.request_id, 0.0)
+                if isinstance(event, Finished) and predicted_s > 0.0:
+                    self._recorder.observe(table.COST_RATIO, event.device_s / predicted_s)
+        return events
+
+    def warm_up(self) -> None:
+        self._engine.warm_up()
+
+    def stats(self) -> EngineStats:
+        return self._engine.stats()
+
+    def check(self) -> None:
+        self._engine.check()
+
+    def close(self) -> None:
+        self._engine.close()
+
+    def _refresh(self) -> None:
+        """Let every report hold what the engine did by then, also for requests whose results nobody took."""
+        stats, recorder = self._engine.stats(), self._recorder
+        for outcome in ("finished", "failed", "cancelled", "expired", "refused"):
+            recorder.follow(table.ENGINE_ENDED, outcome, total=getattr(stats, f"num_{outcome}"))
+        for stage in ("text", "vision", "denoise", "decode"):
+            recorder.follow(table.DEVICE_SECONDS, self._device_name, stage, total=getattr(stats, f"{stage}_s"))
+        for cache, lookups in (("text", stats.text_cache), ("image", stats.image_cache)):
+            recorder.follow(table.CACHE_LOOKUPS, cache, "hit", total=lookups.num_hits)
+            recorder.follow(table.CACHE_LOOKUPS, cache, "miss", total=lookups.num_misses)
+            recorder.set(table.CACHE_BYTES, lookups.size_bytes, cache)
+        recorder.follow(table.ENGINE_STEPS, total=stats.num_steps)
+        recorder.follow(table.ENGINE_SAMPLE_STEPS, total=stats.num_sample_steps)
+        recorder.follow(table.ENGINE_WASTED_STEPS, total=stats.num_wasted_steps)
+        recorder.follow(table.ENGINE_TOKENS, total=stats.num_step_tokens)
+        recorder.follow(table.ENGINE_TOKEN_ROOM, total=stats.num_steps * stats.max_step_tokens)
+        recorder.set(table.ENGINE_WAITING, stats.num_waiting)
+        recorder.set(table.ENGINE_RUNNING, stats.num_running)
+        recorder.set(table.QUEUED_SECONDS, stats.queued_device_s)
+
+
+def follow_device(recorder: Recorder, device_name: str, read: Callable[[], DeviceReadings]) -> None:
+    """Let every report hold how the device is. The replica's name keeps devices of one kind apart."""
+
+    def refresh() -> None:
+        for metric, value in read().items():
+            recorder.set(metric, value, device_name, recorder.source)
+
+    recorder.refresh_with(refresh)
