@@ -237,6 +237,20 @@ def test_a_used_up_quota_refuses_before_the_body_is_read() -> None:
     assert enter(one, "y", **limits) is None
 
 
+def test_a_request_that_is_abandoned_costs_nothing_and_teaches_nothing() -> None:
+    clock = Clock()
+    one = limiter(clock)
+    limits = {"device_s": 5.0, "max_concurrent": 1}
+    assert enter(one, "x", **limits) is None
+    one.leave("x", device_s=1.0, work=1.0)
+    assert enter(one, "y", **limits) is None
+    assert one.reserve("y", 4.0) == 4.0
+    assert (one.at_work("a"), one.client_of("y"), one.client_of("x")) == (("y",), "a", "")
+    one.abandon("y")
+    assert enter(one, "z", **limits) is None
+    assert one.reserve("z", 4.0) == 4.0, "neither promised nor charged"
+
+
 def test_a_client_that_is_forgotten_had_nothing_to_remember() -> None:
     clock = Clock()
     one = limiter(clock)

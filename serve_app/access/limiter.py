@@ -123,6 +123,20 @@ class Limiter:
             seen, known = device_s / work, self._device_s_per_work
             self._device_s_per_work = seen if known is None else known + (1.0 - _MEMORY) * (seen - known)
 
+    def at_work(self, client: str) -> tuple[str, ...]:
+        """Requests of a client that have entered and not left."""
+        state = self._clients.get(client)
+        return () if state is None else tuple(state.visits)
+
+    def client_of(self, visit: str) -> str:
+        """Whose request it is; empty where it is not at work."""
+        entered = self._visits.get(visit)
+        return "" if entered is None else entered.client
+
+    def abandon(self, visit: str) -> None:
+        """A request will never leave; nothing is charged, and nothing learned from it."""
+        self._end(visit, 0.0, self._clock())
+
     def is_blank(self) -> bool:
         """Whether nothing is remembered of anybody: a new limiter would say the same."""
         now_s = self._clock()

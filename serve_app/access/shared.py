@@ -20,6 +20,7 @@ from collections.abc import Callable
 from typing import Any, Final
 
 import ray
+from ray._private import state  # what ray.util.state gives would need the dashboard
 from ray.exceptions import RayError
 
 from serve_app.access.limiter import Limiter, Refusal
@@ -41,6 +42,9 @@ TIMEOUT_S: Final = 1.0
 PAUSE_S: Final = 5.0
 """After a failure nobody asks for so long: a second of waiting for every request would be worse than local counts."""
 
+MIN_LOOK_PERIOD_S: Final = 0.3
+"""How often the actor looks for dead replicas at most, which takes a millisecond or two."""
+
 MAX_SILENCE_S: Final = 600.0
 """Replicas say every few seconds that they are there."""
 
@@ -55,6 +59,7 @@ class LimiterActor:
     def __init__(self, max_visit_s: float, max_silence_s: float = MAX_SILENCE_S) -> None:
         self._limiter = Limiter(max_visit_s=max_visit_s)
         self._lock = threading.Lock()
+        self._looked_s = float("-inf")
         self._max_silence_s = max_silence_s
         self._heard_s = time.monotonic()
         threading.Thread(target=self._end_when_alone, daemon=True).start()
@@ -66,17 +71,37 @@ class LimiterActor:
     def enter(self, visit: str, client: str, limits: ClientLimits) -> Refusal | None:
         """See :class:`serve_app.access.limits.Limits`."""
         with self._lock:
-            return self._limiter.enter(visit, client, limits)
+            refusal = self._limiter.enter(visit, client, limits)
+            if refusal is not None and self._bury(client):
+                refusal = self._limiter.enter(visit, client, limits)
+            return refusal
 
     def reserve(self, visit: str, work: float) -> Refusal | float:
         """See :class:`serve_app.access.limits.Limits`."""
         with self._lock:
-            return self._limiter.reserve(visit, work)
+            promised_s = self._limiter.reserve(visit, work)
+            if isinstance(promised_s, Refusal) and self._bury(self._limiter.client_of(visit)):
+                promised_s = self._limiter.reserve(visit, work)
+            return promised_s
 
     def leave(self, visit: str, device_s: float, work: float) -> None:
         """See :class:`serve_app.access.limits.Limits`."""
         with self._lock:
             self._limiter.leave(visit, device_s=device_s, work=work)
+
+    def _bury(self, client: str) -> bool:
+        """Let go of requests whose ingress replica died with them, before they are held against a client. Serve's
+        proxy may just now be sending one of them again."""
+        now_s = time.monotonic()
+        if now_s - self._looked_s < MIN_LOOK_PERIOD_S:
+            return False
+        self._looked_s = now_s
+        visits = self._limiter.at_work(client)
+        dead = {source for source in {visit.partition("/")[0] for visit in visits} if _is_dead(source)}
+        ghosts = [visit for visit in visits if visit.partition("/")[0] in dead]
+        for ghost in ghosts:
+            self._limiter.abandon(ghost)
+        return bool(ghosts)
 
     def _end_when_alone(self) -> None:
         me = ray.get_runtime_context().current_actor
@@ -87,11 +112,19 @@ class LimiterActor:
                     ray.kill(me, no_restart=True)
 
 
+def _is_dead(actor_id: str) -> bool:
+    """Whether Ray knows that an actor has ended. That it knows nothing of it says nothing."""
+    if not actor_id:
+        return False
+    return bool(state.actors(actor_id).get("State") == "DEAD")
+
+
 class SharedLimits:
     """See :class:`serve_app.access.limits.Limits`.
 
     Args:
         find: the actor's handle; may block, and raises where there can be none now.
+        source: id of the actor that asks, by which its death shows; empty where it is none.
         max_visit_s: how long a request can take at most.
         on_lost: told of every time the actor could not be reached.
     """
@@ -101,12 +134,14 @@ class SharedLimits:
         find: Callable[[], Any],
         *,
         max_visit_s: float,
+        source: str = "",
         on_lost: Callable[[], None] = lambda: None,
         timeout_s: float = TIMEOUT_S,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._find = find
         self._local = LocalLimits(Limiter(max_visit_s=max_visit_s, clock=clock))
+        self._source = source
         self._on_lost = on_lost
         self._timeout_s = timeout_s
         self._clock = clock
@@ -117,7 +152,7 @@ class SharedLimits:
     async def enter(self, visit: str, client: str, limits: ClientLimits) -> Refusal | None:
         """See :class:`serve_app.access.limits.Limits`."""
         try:
-            refusal: Refusal | None = await self._ask("enter", visit, client, limits)
+            refusal: Refusal | None = await self._ask("enter", self._named(visit), client, limits)
         except _LostError:
             refusal = await self._local.enter(visit, client, limits)
             if refusal is None:
@@ -128,7 +163,7 @@ class SharedLimits:
         """See :class:`serve_app.access.limits.Limits`."""
         if visit not in self._local_visits:
             try:
-                answer: Refusal | float = await self._ask("reserve", visit, work)
+                answer: Refusal | float = await self._ask("reserve", self._named(visit), work)
                 return answer
             except _LostError:
                 pass  # unknown to the local limiter, which then promises without counting
@@ -140,12 +175,15 @@ class SharedLimits:
             self._local_visits.remove(visit)
             self._local.leave(visit, device_s=device_s, work=work)
         elif self._actor is not None:
-            self._actor.leave.remote(visit, device_s, work)
+            self._actor.leave.remote(self._named(visit), device_s, work)
 
     def keep(self) -> None:
         """Say that this replica is there."""
         if self._actor is not None:
             self._actor.keep.remote()
+
+    def _named(self, visit: str) -> str:
+        return f"{self._source}/{visit}"
 
     async def _ask(self, method: str, *arguments: object) -> Any:
         if self._clock() < self._paused_until_s:
@@ -172,7 +210,8 @@ def shared_limits(app_name: str, *, max_visit_s: float, on_lost: Callable[[], No
     """The limits of one application, whose actor starts now where it does not run: the first request need not wait."""
     find = functools.partial(find_actor, app_name, max_visit_s=max_visit_s)
     find()
-    return SharedLimits(find, max_visit_s=max_visit_s, on_lost=on_lost)
+    source = ray.get_runtime_context().get_actor_id() or ""
+    return SharedLimits(find, max_visit_s=max_visit_s, source=source, on_lost=on_lost)
 
 
 def find_actor(app_name: str, *, max_visit_s: float) -> Any:

@@ -92,6 +92,31 @@ def test_two_replicas_count_together_and_alone_where_they_must(serve_port: int) 
     asyncio.run(test())
 
 
+def test_requests_that_died_with_their_replica_are_not_held_against_their_client(serve_port: int) -> None:
+    import ray
+
+    from serve_app.access import shared
+
+    class Replica:
+        """An ingress replica as far as limits go."""
+
+        async def enter(self, visit: str) -> bool:
+            limits = shared.shared_limits("ghosts", max_visit_s=600.0, on_lost=lambda: None)
+            limits._timeout_s = 30.0
+            return await limits.enter(visit, "a", ClientLimits(max_concurrent=2)) is None
+
+    one, two = (ray.remote(Replica).options(num_cpus=0).remote() for _ in range(2))
+    assert [ray.get(replica.enter.remote(f"{n}")) for n, replica in enumerate((one, two, one, two))] == [
+        True,
+        True,
+        False,
+        False,
+    ]
+    ray.kill(one)
+    until(lambda: ray.get(two.enter.remote("again")))
+    assert not ray.get(two.enter.remote("and again")), "what the living replica has at work still counts"
+
+
 def unreachable() -> Any:
     raise ConnectionError
 
