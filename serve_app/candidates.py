@@ -141,7 +141,6 @@ class LikenessMeter:
     """Measures pictures of one request against its reference.
 
     Attributes:
-        has_reference: whether the reference shows a face. Without one nothing can be measured.
         reference_s: seconds that measuring the reference took.
     """
 
@@ -168,6 +167,7 @@ class LikenessMeter:
 
     @property
     def has_reference(self) -> bool:
+        """Whether the reference shows a face. Without one nothing can be measured."""
         return self._reference is not None
 
     async def similarity(self, picture: IdentityJob) -> float | None:
