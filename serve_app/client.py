@@ -39,6 +39,25 @@ CONNECT_TIMEOUT_S: Final = 10.0
 
 ImageFormat = Literal["jpeg", "png", "webp"]
 
+API_KEY_VARIABLE: Final = "LIKENESS_API_KEY"
+"""Where the commands take a key from. Not from a flag: everybody on a machine can read the flags of its programs."""
+
+
+class BadKeyError(ValueError):
+    """What the environment holds can't be a key."""
+
+
+def api_key_from(environment: Mapping[str, str]) -> str:
+    """The key of :data:`API_KEY_VARIABLE`; empty where there is none.
+
+    Raises:
+        BadKeyError: it holds characters that no header can.
+    """
+    key = environment.get(API_KEY_VARIABLE, "").strip()
+    if not all("!" <= character <= "~" for character in key):
+        raise BadKeyError(f"{API_KEY_VARIABLE} holds more than a key: spaces, line breaks or letters beyond ASCII")
+    return key
+
 
 @dataclasses.dataclass(kw_only=True, slots=True)
 class Client:
@@ -50,6 +69,7 @@ class Client:
         max_retries: further attempts after an answer of 429 or 503.
         on_progress: hears in a few words what is going on.
         on_event: hears how the drawing goes, from services that tell; None does not ask them to.
+        api_key: for services that ask for one; sent to ``url`` and nowhere else, for no redirect is followed.
     """
 
     url: str
@@ -57,6 +77,7 @@ class Client:
     max_retries: int = 5
     on_progress: Callable[[str], None] = lambda text: None
     on_event: Callable[[ServerEvent], None] | None = None
+    api_key: str = dataclasses.field(default="", repr=False)
     clock: Callable[[], float] = time.monotonic
     sleep: Callable[[float], None] = time.sleep
     random: Callable[[], float] = random.random
@@ -105,7 +126,7 @@ class Client:
                 "POST",
                 self.url.rstrip("/") + ENDPOINT,
                 json=body,
-                headers={"Accept": self._accept(media_type), "User-Agent": USER_AGENT},
+                headers=self._headers(media_type),
                 timeout=timeout,
             ) as answer:
                 chunks = self._chunks(answer, deadline_s)
@@ -123,9 +144,11 @@ class Client:
             message = f"the connection to {self.url} broke before the answer was complete ({error})"
             raise ClientError(message, exit_code=ExitCode.UNREACHABLE, error_type="ConnectionBroken") from error
 
-    def _accept(self, media_type: str) -> str:
-        """Services without event streams read the second wish only."""
-        return media_type if self.on_event is None else f"{EVENT_STREAM}, {media_type};q=0.9"
+    def _headers(self, media_type: str) -> dict[str, str]:
+        # Services without event streams read the second wish only.
+        accept = media_type if self.on_event is None else f"{EVENT_STREAM}, {media_type};q=0.9"
+        key = {"Authorization": f"Bearer {self.api_key}"} if self.api_key else {}
+        return {"Accept": accept, "User-Agent": USER_AGENT, **key}
 
     def _chunks(self, answer: httpx.Response, deadline_s: float) -> Iterator[bytes]:
         """An answer as it arrives, within its limits."""

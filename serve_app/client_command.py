@@ -9,13 +9,14 @@ import dataclasses
 import functools
 import json
 import math
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
 from serve_app import data_url
-from serve_app.client import Client, ImageFormat
+from serve_app.client import API_KEY_VARIABLE, BadKeyError, Client, ImageFormat, api_key_from
 from serve_app.client_answer import ClientError, DrawnPicture, printable
 from serve_app.client_events import ServerEvent, progress_of
 from serve_app.exit_codes import ExitCode
@@ -43,7 +44,8 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser = subparsers.add_parser(
         NAME,
         help="draw the person of a picture: send one request to a running service",
-        description="Draw the person of a reference picture: send one request to a running service.",
+        description="Draw the person of a reference picture: send one request to a running service. Where that asks "
+        f"for an API key, put it into the environment as {API_KEY_VARIABLE}.",
         epilog=_EXIT_CODES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -97,6 +99,8 @@ def run(arguments: argparse.Namespace, *, make_client: Callable[..., Client] = C
         write_atomically(arguments.output, picture.data)
     except InputFileError as error:
         return _fail(arguments, str(error), "InputFile", ExitCode.BAD_INPUT)
+    except BadKeyError as error:
+        return _fail(arguments, str(error), "BadKey", ExitCode.BAD_INPUT)
     except OutputFileError as error:
         return _fail(arguments, str(error), "OutputFile", ExitCode.LOCAL_FAILURE)
     except ClientError as error:
@@ -167,6 +171,7 @@ def _draw(arguments: argparse.Namespace, make_client: Callable[..., Client]) -> 
             max_retries=arguments.retries,
             on_progress=line.update,
             on_event=functools.partial(_show, line) if is_watched else None,
+            api_key=api_key_from(os.environ),
         )
         return client.draw(request_body(arguments, data_url.build(reference)), image_format)
 

@@ -63,6 +63,27 @@ def test_the_contracts_command_line(reference: Path, tmp_path: Path, capsys: pyt
     ]
 
 
+def test_a_key_of_the_environment_is_sent_and_never_printed(
+    reference: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("LIKENESS_API_KEY", raising=False)
+    status, server = run([drawn()], reference, tmp_path / "out.jpg")
+    assert status == 0
+    assert "Authorization" not in server.headers[0]
+    monkeypatch.setenv("LIKENESS_API_KEY", "likeness_swordfish\n")
+    status, server = run([refused(401, kind="KeyRequiredError")], reference, tmp_path / "out.jpg", "--json")
+    assert status == 2
+    assert server.headers[0]["Authorization"] == "Bearer likeness_swordfish"
+    for bad in ("two words", "schlüssel"):
+        monkeypatch.setenv("LIKENESS_API_KEY", bad)
+        status, server = run([], reference, tmp_path / "out.jpg")
+        assert (status, server.headers) == (2, [])
+    printed = capsys.readouterr()
+    assert "LIKENESS_API_KEY holds more than a key" in printed.err
+    for secret in ("swordfish", "two words", "schlüssel"):
+        assert secret not in printed.out + printed.err
+
+
 def test_every_further_flag_is_sent(reference: Path, tmp_path: Path) -> None:
     more = ["--negative-prompt", "blurry", "--width", "512", "--height", "768", "--seed", "-1", "--guidance", "2.5"]
     more += ["--face-policy", "require", "--scheduler", "flux", "--face-provider", "GPU", "--cfg", "4"]
