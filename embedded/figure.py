@@ -24,16 +24,20 @@ class Figure:
     joints: dict[str, Floats]
     shell: Shell
     beard: Strands | None
-    _hair: dict[tuple[str, str, int], Strands | None] = field(default_factory=dict)
+    _hair: dict[tuple[str, str], Strands | None] = field(default_factory=dict)
 
     def dressed_hair(self, scene: Scene, roots: Roots) -> Strands | None:
         """The hair of a scene: its style, pressed flat under headwear. Kept, since most views share one."""
-        key = (scene.hair_style, scene.headwear, 0)
+        return self._dressed(scene.hair_style, scene.headwear if scene.headwear in props.RIMS else "none", roots)
+
+    def _dressed(self, style: str, headwear: str, roots: Roots) -> Strands | None:
+        key = (style, headwear)
         if key not in self._hair:
-            line = None if scene.headwear in ("none", "headband") else props.rim_height(scene.headwear)
-            self._hair[key] = hair.strands(
-                self.person, scene.hair_style, 0, roots, self.vertices, self.normals, self.shell, line
-            )
+            if headwear == "none":
+                self._hair[key] = hair.strands(self.person, style, roots, self.vertices, self.normals, self.shell)
+            else:
+                free = self._dressed(style, "none", roots)
+                self._hair[key] = free and hair.pressed(free, self.shell, props.rim_height(headwear))
         return self._hair[key]
 
     def headwear(self, scene: Scene) -> props.Mesh | None:

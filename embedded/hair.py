@@ -1,18 +1,20 @@
 """Hair as strands: where they root, how each style grows them over the head.
 
 A strand is NUM_POINTS points; the renderer draws it as a ribbon. Everything is vectorised over strands and depends on
-the generator passed in alone.
+the generator passed in alone. Points and vectors are (3, ...) in float32, x, y and z each in one piece: numpy is
+several times faster so than on (..., 3), and this is most of what a picture costs the processor.
 """
 
+import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from embedded.body import SKIN, Body, Floats, Ints
 from embedded.people import Person
-from embedded.shell import CENTER_Y_DM, Shell, axis_z
+from embedded.shell import CENTER_Y_DM, Place, Shell, axis_z
 
 NUM_POINTS = 14
 NUM_ROOTS = 9000  # candidates over the whole head; a style takes some
@@ -25,7 +27,7 @@ HAIRLINE = (
 
 @dataclass(frozen=True, kw_only=True)
 class Strands:
-    """`points` (n, NUM_POINTS, 4): x, y, z in dm before the head turns, and openness in [0, 1] (0 deep in the hair).
+    """`points` (4, NUM_POINTS, n): x, y, z in dm before the head turns, and openness in [0, 1] (0 deep in the hair).
     `width_dm` and `taper` (tip's width over the root's) of the ribbons."""
 
     points: Floats
@@ -119,12 +121,13 @@ class Roots:
         u, v = np.where(flip, 1 - u, u), np.where(flip, 1 - v, v)
         self.corners: Ints = triangles[chosen]
         self.weights: Floats = np.stack([1 - u - v, u, v], -1).astype(np.float32)
-        self.rest: Floats = self.on(rest)
+        self.rest: Floats = np.einsum("rck,rc->rk", rest[self.corners], self.weights)
         self.azimuth_deg: Floats = np.degrees(np.arctan2(np.abs(self.rest[:, 0]), self.rest[:, 2] - 0.45))
 
-    def on(self, per_vertex: Floats) -> Floats:
-        """A vertex quantity at the roots, (R, 3)."""
-        at_roots: Floats = np.einsum("rck,rc->rk", per_vertex[self.corners], self.weights)
+    def on(self, per_vertex: Floats, chosen: NDArray[np.intp]) -> Floats:
+        """A vertex quantity (V, 3) at some of the roots, (3, n)."""
+        corners, weights = per_vertex[self.corners[chosen]], self.weights[chosen]
+        at_roots: Floats = np.ascontiguousarray(np.einsum("rck,rc->rk", corners, weights).T)
         return at_roots
 
     def scalp(self, line: Floats, rng: np.random.Generator) -> NDArray[np.bool_]:
@@ -147,9 +150,24 @@ class Roots:
         return mustache | (jaw & ~lips & ~goatee_gap)
 
 
+def _floats(drawn: NDArray[np.float64]) -> Floats:
+    """Random numbers (n, ...) as float32 (..., n)."""
+    return np.ascontiguousarray(drawn.T, np.float32)
+
+
+def _length(vectors: Floats) -> Floats:
+    x, y, z = vectors
+    length: Floats = np.sqrt(x * x + y * y + z * z)
+    return length
+
+
 def _unit(vectors: Floats) -> Floats:
-    unit: Floats = vectors / np.maximum(np.linalg.norm(vectors, axis=-1, keepdims=True), 1e-6)
+    unit: Floats = vectors / np.maximum(_length(vectors), 1e-6)
     return unit
+
+
+def _cross(a: Floats, b: Floats) -> Floats:
+    return np.stack([a[1] * b[2] - a[2] * b[1], a[2] * b[0] - a[0] * b[2], a[0] * b[1] - a[1] * b[0]])
 
 
 def _smooth(low: float, high: float, value: Floats) -> Floats:
@@ -157,216 +175,216 @@ def _smooth(low: float, high: float, value: Floats) -> Floats:
     return t * t * (3 - 2 * t)
 
 
-def _field(points: Floats, phase: Floats, scale: float) -> Floats:
+def _field(points: Floats, phase: list[float], scale: float) -> Floats:
     """A smooth vector field: neighbours bend alike, so strands gather in locks."""
-    x = points * scale
+    x, y, z = points * scale
     return np.stack(
         [
-            np.sin(x[:, 1] * 1.7 + phase[0] + 1.3 * np.sin(x[:, 2] + phase[1])),
-            np.sin(x[:, 2] * 1.5 + phase[2] + 1.2 * np.sin(x[:, 0] + phase[3])),
-            np.sin(x[:, 0] * 1.6 + phase[4] + 1.4 * np.sin(x[:, 1] + phase[5])),
-        ],
-        -1,
-    ).astype(np.float32)
+            np.sin(y * 1.7 + phase[0] + 1.3 * np.sin(z + phase[1])),
+            np.sin(z * 1.5 + phase[2] + 1.2 * np.sin(x + phase[3])),
+            np.sin(x * 1.6 + phase[4] + 1.4 * np.sin(y + phase[5])),
+        ]
+    )
 
 
-def _combed(style: Style, roots: Floats, part: float, rng: np.random.Generator) -> Floats:
-    """Direction the comb gives at each root, (n, 3)."""
-    side = np.where(roots[:, 0] > part * 0.7, 1.0, -1.0)
-    zeros = np.zeros(len(roots))
+def _combed(style: Style, roots: Floats, side: Floats, part: float, rng: np.random.Generator) -> Floats:
+    """Direction the comb gives at each root, (3, n)."""
+    _, y, z = roots
     if style.comb == "side":
         lean = 1.0 if part <= 0 else -1.0
-        forward = np.where(roots[:, 2] > 0.6, 0.35, -0.5)
-        down = np.where(roots[:, 1] < 7.8, -1.2, 0.1)
-        across = np.where(roots[:, 1] < 7.8, 0.1 * side, lean)
-        return np.stack([across, down, forward + rng.normal(0, 0.2, len(roots))], -1).astype(np.float32)
+        forward = np.where(z > 0.6, 0.35, -0.5)
+        down = np.where(y < 7.8, -1.2, 0.1)
+        across = np.where(y < 7.8, 0.1 * side, lean)
+        return np.stack([across, down, forward + rng.normal(0, 0.2, len(y))]).astype(np.float32)
     if style.comb == "out":
-        return rng.normal(0, 1, (len(roots), 3)).astype(np.float32)
-    backward = -0.35 - 0.35 * _smooth(0.6, 1.3, roots[:, 2])
-    low = _smooth(8.2, 7.8, roots[:, 1])  # beside the head hair hangs, on top it parts
-    return np.stack([side * (1 - 0.9 * low), zeros - 0.2 - low, backward * (1 - 0.6 * low)], -1).astype(np.float32)
+        return _floats(rng.normal(0, 1, (len(y), 3)))
+    backward = -0.35 - 0.35 * _smooth(0.6, 1.3, z)
+    low = _smooth(8.2, 7.8, y)  # beside the head hair hangs, on top it parts
+    return np.stack([side * (1 - 0.9 * low), -0.2 - low, backward * (1 - 0.6 * low)])
 
 
 def grow(style: Style, roots: Floats, normals: Floats, shell: Shell, part: float, rng: np.random.Generator) -> Floats:
-    """Strands from roots: each step bends towards gravity, stays off the head and out of the face. (n, P, 4)."""
-    n = len(roots)
+    """Strands from roots (3, n): each step bends towards gravity, stays off the head and out of the face. (4, P, n)."""
+    x, y, z = roots
+    n = len(x)
     shell = shell.without_shoulders()
-    phase = rng.uniform(0, 2 * np.pi, 6)
-    length = rng.uniform(*style.length, n).astype(np.float32) * (1 + 0.10 * _field(roots, phase, 3.0)[:, 0])
-    layer = (style.volume * rng.uniform(0.08, 1.0, n) ** 0.8).astype(np.float32)
+    phase: list[float] = rng.uniform(0, 2 * np.pi, 6).tolist()
+    length = _floats(rng.uniform(*style.length, n)) * (1 + 0.10 * _field(roots, phase, 3.0)[0])
+    layer = _floats(style.volume * rng.uniform(0.08, 1.0, n) ** 0.8)
     in_bangs = np.zeros(n, bool)
     if style.bangs:
-        around = np.degrees(np.arctan2(np.abs(roots[:, 0]), roots[:, 2] - 0.42))
-        in_bangs = (around < 48) & (roots[:, 2] > 0.55)
-        length = np.where(in_bangs, np.maximum(roots[:, 1] - 7.60, 0.12) * 1.35 + 0.1, length)
+        around = np.degrees(np.arctan2(np.abs(x), z - 0.42))
+        in_bangs = (around < 48) & (z > 0.55)
+        length = np.where(in_bangs, np.maximum(y - 7.60, 0.12) * 1.35 + 0.1, length)
     elif style.short_sides:
-        length *= 0.42 + 0.58 * _smooth(7.55, 8.0, roots[:, 1])
-        layer *= 0.4 + 0.6 * _smooth(7.55, 8.0, roots[:, 1])
+        length *= 0.42 + 0.58 * _smooth(7.55, 8.0, y)
+        layer *= 0.4 + 0.6 * _smooth(7.55, 8.0, y)
     elif style.ends_at is not None:
-        length = np.minimum(length, np.maximum(roots[:, 1] - style.ends_at, 0.3) * 1.22 + 0.25)
-    comb = _unit(_combed(style, roots, part, rng))
-    comb[in_bangs] = _unit(
-        np.stack([0.15 * roots[in_bangs, 0], np.full(in_bangs.sum(), -0.3), np.full(in_bangs.sum(), 1.0)], -1)
-    )
-    direction = _unit(comb + style.lift * normals + 0.12 * rng.normal(0, 1, (n, 3)) + 0.25 * _field(roots, phase, 4.0))
-    side = np.where(roots[:, 0] > part * 0.7, 1.0, -1.0).astype(np.float32)
-    step = (length / (NUM_POINTS - 1))[:, None]
-    points = np.empty((n, NUM_POINTS, 3), np.float32)
-    points[:, 0] = roots
-    pull = np.array([0, -1, 0], np.float32) * style.gravity
+        length = np.minimum(length, np.maximum(y - style.ends_at, 0.3) * 1.22 + 0.25)
+    side = np.where(x > part * 0.7, np.float32(1), np.float32(-1))
+    comb = _combed(style, roots, side, part, rng)
+    comb[:, in_bangs] = np.stack([0.15 * x, np.full_like(x, -0.3), np.ones_like(x)])[:, in_bangs]
+    frizz = _floats(rng.normal(0, 1, (n, 3)))
+    direction = _unit(_unit(comb) + style.lift * normals + 0.12 * frizz + 0.25 * _field(roots, phase, 4.0))
+    step = length / (NUM_POINTS - 1)
+    points = np.empty((3, NUM_POINTS, n), np.float32)
+    points[:, 0] = last = roots
     for k in range(1, NUM_POINTS):
-        bend = pull * (0.4 + k / NUM_POINTS) + 0.06 * _field(points[:, k - 1], phase, 2.5)
+        bend = 0.06 * _field(last, phase, 2.5)
+        bend[1] -= style.gravity * (0.4 + k / NUM_POINTS)
         if style.comb == "fall":
-            bend = bend + _inward(points[:, k - 1])
+            _lean_in(bend, last)
         direction = _unit(direction + bend)
-        moved: Floats = points[:, k - 1] + direction * step
+        moved = last + direction * step
         ramp = min(1.0, k / 4)
-        lift: Floats = layer * ramp + 0.015
+        lift = layer * ramp + 0.015
         if style.opens_face:
             lift = np.maximum(lift, _over_ear(moved) * ramp)
-        moved = shell.push_out(moved, lift)
+        place = shell.locate(moved)
+        moved = place.moved(np.maximum(place.surface + lift, place.distance))
         if style.opens_face:
-            moved = _open_face(moved, side, in_bangs, style.volume)
-        direction = _unit(0.5 * direction + 0.5 * _unit(moved - points[:, k - 1]))
-        points[:, k] = moved
+            _open_face(moved, place, side, in_bangs, style.volume)
+        direction = _unit(direction + _unit(moved - last))
+        points[:, k] = last = moved
     return _finish(points, style, shell, length, rng, phase)
 
 
-def _inward(points: Floats) -> Floats:
-    """A pull towards the axis below the widest part of the head: hanging hair leans on cheeks and neck, (n, 3)."""
-    z = axis_z(np.minimum(points[:, 1], CENTER_Y_DM))
-    away = np.stack([points[:, 0], np.zeros(len(points)), points[:, 2] - z], -1)
-    beyond = np.maximum(np.linalg.norm(away, axis=1, keepdims=True) - 0.78, 0)
-    below = (_smooth(7.7, 7.1, points[:, 1]) * _smooth(5.6, 6.6, points[:, 1]))[:, None]
-    pull: Floats = (-0.45 * below * np.minimum(beyond * 2.0, 1.0) * _unit(away)).astype(np.float32)
-    return pull
+def _lean_in(bend: Floats, points: Floats) -> None:
+    """Adds a pull towards the axis below the widest part of the head: hanging hair leans on cheeks and neck."""
+    x, y, z = points
+    back = z - axis_z(np.minimum(y, CENTER_Y_DM))
+    away = np.hypot(x, back)
+    beyond = np.clip((away - 0.78) * 2.0, 0, 1)
+    pull = 0.45 * _smooth(7.7, 7.1, y) * _smooth(5.6, 6.6, y) * beyond / np.maximum(away, 1e-6)
+    bend[0] -= pull * x
+    bend[2] -= pull * back
 
 
 def _over_ear(points: Floats) -> Floats:
     """Height of the ears over the shell, which leaves them out, (n,)."""
-    around = np.degrees(np.arctan2(np.abs(points[:, 0]), points[:, 2] - 0.42))
-    bump: Floats = 0.16 * np.exp(-(((around - 92) / 16) ** 2) - ((points[:, 1] - 7.12) / 0.30) ** 2)
+    x, y, z = points
+    around = np.degrees(np.arctan2(np.abs(x), z - 0.42))
+    bump: Floats = 0.16 * np.exp(-(((around - 92) / 16) ** 2) - ((y - 7.12) / 0.30) ** 2)
     return bump
 
 
-def _open_face(points: Floats, side: Floats, exempt: NDArray[np.bool_], volume: float) -> Floats:
-    """Turns points before the face aside around the head's axis."""
-    z = axis_z(np.minimum(points[:, 1], CENTER_Y_DM))
-    azimuth = np.arctan2(points[:, 0] * side, points[:, 2] - z)  # positive on the strand's own side
-    limit = np.radians(52 + 6 * (volume < 0.35)) * _smooth(8.12, 7.75, points[:, 1])
-    limit *= 1 - 0.45 * _smooth(6.3, 5.4, points[:, 1])
-    turned = np.where(exempt, azimuth, np.maximum(azimuth, limit))
-    distance = np.hypot(points[:, 0], points[:, 2] - z)
-    x, depth = np.sin(turned) * distance * side, np.cos(turned) * distance + z
-    return np.where((turned != azimuth)[:, None], np.stack([x, points[:, 1], depth], -1), points).astype(np.float32)
+def _open_face(points: Floats, place: Place, side: Floats, exempt: NDArray[np.bool_], volume: float) -> None:
+    """Turns points before the face aside around the head's axis. `place`: theirs, at any distance."""
+    y = points[1]
+    limit = math.radians(52 + 6 * (volume < 0.35)) * _smooth(8.12, 7.75, y) * (1 - 0.45 * _smooth(6.3, 5.4, y))
+    turned = np.flatnonzero((place.azimuth * side < limit) & ~exempt)  # azimuth positive on the strand's own side
+    back = place.foot_z[turned]
+    distance = np.hypot(points[0, turned], points[2, turned] - back)
+    points[0, turned] = np.sin(limit[turned]) * distance * side[turned]
+    points[2, turned] = np.cos(limit[turned]) * distance + back
 
 
 def _finish(
-    points: Floats, style: Style, shell: Shell, length: Floats, rng: np.random.Generator, phase: Floats
+    points: Floats, style: Style, shell: Shell, length: Floats, rng: np.random.Generator, phase: list[float]
 ) -> Floats:
-    """Adds waves and curls, then openness from the distance to the head."""
-    n = len(points)
-    along = np.linspace(0, 1, NUM_POINTS, dtype=np.float32)[None, :]
+    """Adds waves and curls, then openness from the distance to the head. (4, P, n)."""
+    n = points.shape[-1]
+    along = np.linspace(0, 1, NUM_POINTS, dtype=np.float32)[:, None]
     if style.wave or style.curl:
-        base = points.reshape(-1, 3)
-        locks = _field(np.repeat(points[:, 0], NUM_POINTS, 0), phase[::-1], 5.0)[:, 0].reshape(n, -1)
-        swing = np.sin(along * length[:, None] * 2.6 + 2.2 * locks + rng.normal(0, 0.25, (n, 1)))
-        foot, distance, _ = shell.locate(base)
-        out = ((base - foot) / distance[:, None]).reshape(points.shape)
-        across = _unit(np.cross(out, np.gradient(points, axis=1)))
-        amount = np.minimum(along * 2.5, 1)[..., None]
-        points = points + amount * style.wave * swing[..., None] * across
-        turn = 2 * np.pi * style.turns * along + rng.uniform(0, 2 * np.pi, (n, 1)) * 0.6 + 3 * locks
-        helix = np.cos(turn)[..., None] * across + np.sin(turn)[..., None] * out
-        points = points + amount * style.curl * helix
-    _, distance, surface = shell.locate(points.reshape(-1, 3))
-    open_ = np.clip((distance - surface) / max(style.volume, 0.03), 0, 1).reshape(n, NUM_POINTS)
-    open_ = np.where(points[..., 1] < 6.2, np.maximum(open_, 0.5), open_)
-    return np.concatenate([points, (0.15 + 0.85 * open_)[..., None]], -1).astype(np.float32)
+        locks = _field(points[:, 0], phase[::-1], 5.0)[0]
+        swing = np.sin(along * length * 2.6 + (2.2 * locks + _floats(rng.normal(0, 0.25, n))))
+        place = shell.locate(points)
+        out = place.away / place.distance
+        across = _unit(_cross(out, _along(points)))
+        amount = np.minimum(along * 2.5, 1)
+        points = points + (amount * style.wave * swing) * across
+        if style.curl:
+            turn = 2 * np.pi * style.turns * along + (_floats(rng.uniform(0, 2 * np.pi, n)) * 0.6 + 3 * locks)
+            points += (amount * style.curl) * (np.cos(turn) * across + np.sin(turn) * out)
+    place = shell.locate(points)
+    open_ = np.clip((place.distance - place.surface) / max(style.volume, 0.03), 0, 1)
+    open_ = np.where(points[1] < 6.2, np.maximum(open_, 0.5), open_)
+    return np.concatenate([points, 0.15 + 0.85 * open_[None]])
+
+
+def _along(points: Floats) -> Floats:
+    """Where strands run at each of their points, (3, P, n)."""
+    run = np.empty_like(points)
+    run[:, 1:-1] = 0.5 * (points[:, 2:] - points[:, :-2])
+    run[:, 0], run[:, -1] = points[:, 1] - points[:, 0], points[:, -1] - points[:, -2]
+    return run
 
 
 def _gathered(roots: Floats, shell: Shell, knot: Floats, volume: float, rng: np.random.Generator) -> Floats:
-    """Strands combed over the head to one knot: arcs along the surface, (n, P, 4)."""
+    """Strands combed over the head to one knot: arcs along the surface, (4, P, n)."""
+    n = roots.shape[-1]
     center = np.array([0, CENTER_Y_DM, axis_z(CENTER_Y_DM)], np.float32)
-    start, end = _unit(roots - center), _unit((knot - center)[None])
-    angle = np.arccos(np.clip((start * end).sum(1), -1, 1))[:, None]
-    t = np.linspace(0, 1, NUM_POINTS, dtype=np.float32)[None, :]
-    spread = rng.normal(0, 0.07, (len(roots), 1, 3))
-    arc = (np.sin((1 - t) * angle) / np.sin(angle + 1e-4))[..., None] * start[:, None]
-    arc = arc + (np.sin(t * angle) / np.sin(angle + 1e-4))[..., None] * end[:, None]
-    arc = _unit(arc + spread * (t * (1 - t))[..., None])
-    layer = volume * rng.uniform(0.1, 1, (len(roots), 1)) * np.minimum(t * 4, 1)
-    points = shell.push_out(center + arc * 0.2, layer + 0.012)
+    start, end = _unit(roots - center[:, None]), _unit(knot - center)
+    angle = np.arccos(np.clip(end @ start, -1, 1))
+    t = np.linspace(0, 1, NUM_POINTS, dtype=np.float32)[:, None]
+    spread = _floats(rng.normal(0, 0.07, (n, 3)))
+    arc = (np.sin((1 - t) * angle) / np.sin(angle + 1e-4)) * start[:, None]
+    arc += (np.sin(t * angle) / np.sin(angle + 1e-4)) * end[:, None, None]
+    arc = _unit(arc + spread[:, None] * (t * (1 - t)))
+    layer = volume * _floats(rng.uniform(0.1, 1, n)) * np.minimum(t * 4, 1)
+    points = shell.push_out(center[:, None, None] + arc * 0.2, layer + 0.012)
     points[:, 0] = roots
-    open_ = 0.45 + 0.55 * layer / volume
-    return np.concatenate([points, np.broadcast_to(open_, t.shape[:0] + layer.shape)[..., None]], -1).astype(np.float32)
+    return np.concatenate([points, (0.45 + 0.55 * layer / volume)[None]])
 
 
 def _ball(center: Floats, radius: float, num: int, rng: np.random.Generator) -> Floats:
-    """A bun: strands wound around a ball, (num, P, 4)."""
-    axis = _unit(rng.normal(0, 1, (num, 3)) + np.array([0, 1.6, 0.4]))
-    first = _unit(np.cross(axis, rng.normal(0, 1, (num, 3))))
-    second = np.cross(axis, first)
-    angle = rng.uniform(0, 2 * np.pi, (num, 1)) + np.linspace(0, 2.2, NUM_POINTS)[None, :]
-    height = rng.uniform(-0.75, 0.75, (num, 1, 1))
-    ring = np.cos(angle)[..., None] * first[:, None] + np.sin(angle)[..., None] * second[:, None]
-    points = _unit(ring + height * axis[:, None]) * radius * rng.uniform(0.85, 1.06, (num, 1, 1)) + center
-    open_ = 0.55 + 0.45 * np.clip((points[..., 1] - center[1]) / radius, -1, 1)
-    return np.concatenate([points, open_[..., None]], -1).astype(np.float32)
+    """A bun: strands wound around a ball, (4, P, num)."""
+    axis = _unit(_floats(rng.normal(0, 1, (num, 3)) + np.array([0, 1.6, 0.4])))
+    first = _unit(_cross(axis, _floats(rng.normal(0, 1, (num, 3)))))
+    second = _cross(axis, first)
+    angle = _floats(rng.uniform(0, 2 * np.pi, num)) + np.linspace(0, 2.2, NUM_POINTS, dtype=np.float32)[:, None]
+    height = _floats(rng.uniform(-0.75, 0.75, num))
+    ring = np.cos(angle) * first[:, None] + np.sin(angle) * second[:, None]
+    ring = _unit(ring + (height * axis)[:, None]) * (radius * _floats(rng.uniform(0.85, 1.06, num)))
+    open_ = 0.55 + 0.45 * np.clip(ring[1] / radius, -1, 1)
+    return np.concatenate([ring + center[:, None, None], open_[None]])
 
 
 def _tail(knot: Floats, side: float, num: int, rng: np.random.Generator) -> Floats:
-    """A ponytail: from the knot out, over and down beside the neck, (num, P, 4)."""
-    t = np.linspace(0, 1, NUM_POINTS, dtype=np.float32)[None, :, None]
-    spread = rng.normal(0, 1, (num, 1, 3)).clip(-1.8, 1.8) * (0.06 + 0.16 * np.sin(np.pi * np.clip(t * 0.9, 0, 1)))
-    path = knot + np.concatenate(
-        [side * 1.25 * np.sqrt(t), 0.5 * t * (1 - 2.2 * t) * 2 - 2.1 * t**2, -0.25 * np.sin(np.pi * t)], -1
-    )
-    points = path + spread * [1.0, 0.4, 1.0]
-    open_ = np.broadcast_to(0.5 + 0.5 * rng.random((num, 1, 1)), (num, NUM_POINTS, 1))
-    return np.concatenate([points, open_], -1).astype(np.float32)
+    """A ponytail: from the knot out, over and down beside the neck, (4, P, num)."""
+    t = np.linspace(0, 1, NUM_POINTS, dtype=np.float32)[:, None]
+    spread = _floats(rng.normal(0, 1, (num, 3)).clip(-1.8, 1.8) * [1.0, 0.4, 1.0])
+    wide = 0.06 + 0.16 * np.sin(np.pi * np.clip(t * 0.9, 0, 1))
+    path = [side * 1.25 * np.sqrt(t), 0.5 * t * (1 - 2.2 * t) * 2 - 2.1 * t**2, -0.25 * np.sin(np.pi * t)]
+    points = knot[:, None, None] + np.stack(path) + spread[:, None] * wide
+    open_ = np.broadcast_to(0.5 + 0.5 * _floats(rng.random(num)), (1, NUM_POINTS, num))
+    return np.concatenate([points, open_])
 
 
 def strands(
-    person: Person, style_name: str, seed: int, roots: Roots, vertices: Floats, normals: Floats, shell: Shell,
-    hat_line: Callable[[Floats], Floats] | None,
-) -> Strands | None:  # fmt: skip
-    """The hair of a person in a style, or None if bald. `hat_line`: height of the headwear's rim at points (n, 3),
-    below which hair is free and above which it lies flat."""
+    person: Person, style_name: str, roots: Roots, vertices: Floats, normals: Floats, shell: Shell
+) -> Strands | None:
+    """The hair of a person in a style, or None if bald."""
     if style_name == "bald":
         return None
-    rng = np.random.default_rng([person.seed, seed])
+    rng = np.random.default_rng([person.seed, 0])
     chosen = np.flatnonzero(roots.scalp(hairline(person), rng))
-    places, directions = roots.on(vertices), _unit(roots.on(normals))
     if style_name in GATHERED:
-        chosen = chosen[:2400]
+        places = roots.on(vertices, chosen[:2400])
         knot = shell.surface(np.pi, GATHERED[style_name], 0.05)
-        points = _gathered(places[chosen], shell, knot, 0.14 if style_name == "slicked back" else 0.10, rng)
+        points = _gathered(places, shell, knot, 0.14 if style_name == "slicked back" else 0.10, rng)
         if style_name == "bun":
-            ball = knot + _unit(knot - np.array([0, CENTER_Y_DM, 0.42], np.float32)) * 0.20 + [0, 0.10, 0.05]
-            extra = _ball(ball, 0.34, 800, rng)
-        elif style_name == "slicked back":
-            extra = points[:0]
-        else:
-            extra = _tail(knot, 1.0 if person.part_side >= 0 else -1.0, 800, rng)
-        points, width, taper = np.concatenate([points, extra]), 0.032, 0.8
-    else:
-        style = STYLES[style_name]
-        chosen = chosen[: style.num_strands]
-        points = grow(style, places[chosen], directions[chosen], shell, person.part_side, rng)
-        width, taper = style.width, style.taper
-    if hat_line is not None:
-        flat = points[..., 1] > hat_line(points[..., :3])
-        pressed = _press(points[..., :3], shell, 0.05)
-        points[..., :3] = np.where(flat[..., None], pressed, points[..., :3])
-    return Strands(points=np.ascontiguousarray(points), width_dm=width, taper=taper)
+            behind = knot - np.array([0, CENTER_Y_DM, 0.42], np.float32)
+            ball = knot + _unit(behind) * 0.20 + np.array([0, 0.10, 0.05], np.float32)
+            points = np.concatenate([points, _ball(ball, 0.34, 800, rng)], -1)
+        elif style_name == "ponytail":
+            tail = _tail(knot, 1.0 if person.part_side >= 0 else -1.0, 800, rng)
+            points = np.concatenate([points, tail], -1)
+        return Strands(points=points, width_dm=0.032, taper=0.8)
+    style = STYLES[style_name]
+    chosen = chosen[: style.num_strands]
+    outward = _unit(roots.on(normals, chosen))
+    points = grow(style, roots.on(vertices, chosen), outward, shell, person.part_side, rng)
+    return Strands(points=points, width_dm=style.width, taper=style.taper)
 
 
-def _press(points: Floats, shell: Shell, most: float) -> Floats:
-    """Points farther than `most` from the head moved back to it."""
-    foot, distance, surface = shell.locate(points)
-    shrink = np.minimum((surface + most) / distance, 1.0)
-    return foot + (points - foot) * shrink[..., None]
+def pressed(free: Strands, shell: Shell, rim_height: Callable[[Floats], Floats]) -> Strands:
+    """Hair under headwear: what is above the rim (its height at points' z) lies at most half a centimetre high."""
+    points = free.points.copy()
+    flat = points[1] > rim_height(points[2])
+    place = shell.locate(points[:3, flat])
+    points[:3, flat] = place.moved(np.minimum(place.surface + 0.05, place.distance))
+    return replace(free, points=points)
 
 
 def beard_strands(person: Person, roots: Roots, vertices: Floats, normals: Floats) -> Strands | None:
@@ -375,15 +393,15 @@ def beard_strands(person: Person, roots: Roots, vertices: Floats, normals: Float
         return None
     rng = np.random.default_rng([person.seed, 11])
     chosen = np.flatnonzero(roots.beard(person.beard, rng))
-    places, directions = roots.on(vertices)[chosen], _unit(roots.on(normals)[chosen])
+    places, directions = roots.on(vertices, chosen), _unit(roots.on(normals, chosen))
     low, high = {"mustache": (0.10, 0.16), "short beard": (0.07, 0.14), "full beard": (0.25, 0.5)}[person.beard]
     n = len(chosen)
-    length = rng.uniform(low, high, (n, 1)).astype(np.float32)
+    length = _floats(rng.uniform(low, high, n))
     if person.beard == "full beard":  # shorter towards the ears
-        length *= np.clip(1.15 - 0.9 * np.abs(places[:, :1]) / 0.7, 0.3, 1)
-    sideways = np.stack([np.sign(places[:, 0]) * 0.5 * (places[:, 1] > 6.7), np.zeros(n), np.zeros(n)], -1)
-    bend = _unit(directions * 0.75 + [0, -1.0, 0.15] + sideways + 0.25 * rng.normal(0, 1, (n, 3)))
-    t = np.linspace(0, 1, NUM_POINTS, dtype=np.float32)[None, :, None]
-    points = places[:, None] + length[:, None] * (t * bend[:, None] + (1 - t) * t * 0.8 * directions[:, None])
-    open_ = np.broadcast_to(0.55 + 0.45 * t, (n, NUM_POINTS, 1))
-    return Strands(points=np.concatenate([points, open_], -1).astype(np.float32), width_dm=0.020, taper=0.5)
+        length *= np.clip(1.15 - 0.9 * np.abs(places[0]) / 0.7, 0.3, 1)
+    bend = directions * 0.75 + np.array([[0], [-1.0], [0.15]], np.float32) + 0.25 * _floats(rng.normal(0, 1, (n, 3)))
+    bend[0] += np.sign(places[0]) * 0.5 * (places[1] > 6.7)
+    t = np.linspace(0, 1, NUM_POINTS, dtype=np.float32)[:, None]
+    points = places[:, None] + length * (t * _unit(bend)[:, None] + (1 - t) * t * 0.8 * directions[:, None])
+    open_ = np.broadcast_to(0.55 + 0.45 * t, (1, NUM_POINTS, n))
+    return Strands(points=np.concatenate([points, open_]), width_dm=0.020, taper=0.5)

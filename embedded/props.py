@@ -112,16 +112,14 @@ def glasses(kind: str, left_eye: Floats, right_eye: Floats, front_z: float, shel
     return Glasses(frame=frame + _tube(bridge, thick, False), lenses=lenses)
 
 
-def rim_height(kind: str) -> Callable[[Floats], Floats]:
-    """Height of a headwear's rim above which hair is hidden or pressed, as a function of points (..., 3)."""
+RIMS = {"beanie": 7.66, "cap": 7.68, "hat": 7.70}  # where headwear that presses hair begins, beside the head, dm
 
-    def height(points: Floats) -> Floats:
-        front = np.clip((points[..., 2] - 0.42) / 0.9, -1, 1)
-        if kind == "headband":  # presses nothing
-            return np.full(points.shape[:-1], 99.0, np.float32)
-        base = {"beanie": 7.66, "cap": 7.68, "hat": 7.70}[kind]
-        rim: Floats = (base + 0.10 * front).astype(np.float32)
-        return rim
+
+def rim_height(kind: str) -> Callable[[Floats], Floats]:
+    """Height of a headwear's rim above which hair is pressed, as a function of points' z."""
+
+    def height(z: Floats) -> Floats:
+        return RIMS[kind] + 0.10 * np.clip((z - 0.42) / 0.9, -1, 1)
 
     return height
 
@@ -131,7 +129,7 @@ def headwear(kind: str, shell: Shell, hair_volume: float) -> Mesh:
     azimuth = np.linspace(-np.pi, np.pi, 72, endpoint=False).astype(np.float32)
     line = rim_height(kind if kind != "headband" else "hat")
     flat = shell.surface(azimuth, np.full(72, 0.35, np.float32), 0.0)
-    rim_y = line(flat) - CENTER_Y_DM
+    rim_y = line(flat[:, 2]) - CENTER_Y_DM
     radius = shell.sample(azimuth, np.full(72, 0.35, np.float32))
     rim = np.arcsin(np.clip(rim_y / radius, -0.2, 0.95)).astype(np.float32)
 

@@ -150,8 +150,8 @@ class Renderer:
         self._uploaded[slot] = strands
         if slot in self._points:
             self._points[slot].release()
-        size = (NUM_POINTS, len(strands.points))
-        self._points[slot] = self._context.texture(size, 4, strands.points.tobytes(), dtype="f4")
+        points = np.ascontiguousarray(strands.points.T)  # (n, NUM_POINTS, 4)
+        self._points[slot] = self._context.texture((NUM_POINTS, len(points)), 4, points, dtype="f4")
         self._points[slot].filter = (moderngl.NEAREST, moderngl.NEAREST)
 
     # -- passes ---------------------------------------------------------------------------------------------------
@@ -300,7 +300,7 @@ class Renderer:
         program = self._programs[name]
         program["points"].value = 2
         gl.put(program, ribbon=(NUM_POINTS, strands.width_dm, strands.taper), follow=(5.5, 6.5))
-        self._ribbons[name].render(moderngl.TRIANGLE_STRIP, vertices=2 * NUM_POINTS, instances=len(strands.points))
+        self._ribbons[name].render(moderngl.TRIANGLE_STRIP, vertices=2 * NUM_POINTS, instances=strands.points.shape[2])
 
     def _read(self) -> NDArray[np.uint8]:
         self._context.copy_framebuffer(self._targets.resolved, self._targets.samples)

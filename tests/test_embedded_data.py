@@ -139,7 +139,7 @@ def test_the_shell_of_a_ball_is_its_radius_and_pushes_points_out_to_it() -> None
     middle = np.array([0, shell.CENTER_Y_DM, float(shell.axis_z(shell.CENTER_Y_DM))])
     inside = middle + np.array([[0.1, 0.4, 0.1], [0.3, 0.3, -0.2]])
     outside = middle + np.array([[0.0, 1.5, 0.1]])
-    moved = one.push_out(np.concatenate([inside, outside]), 0.05)
+    moved = one.push_out(np.concatenate([inside, outside]).T.astype(np.float32), 0.05).T
     np.testing.assert_allclose(np.linalg.norm(moved[:2] - middle, axis=1), 0.95, atol=0.02)
     np.testing.assert_allclose(moved[2], outside[0], atol=1e-5)
 
