@@ -11,8 +11,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from embedded.train import export
+from embedded.train import distill as distillation
+from embedded.train import export, flow
 from embedded.train.autoencoder import AutoencoderSettings, encoded, factors, train_autoencoder
 from embedded.train.batches import Batches, Drops, contrast
 from embedded.train.captions import token_ids
@@ -20,7 +22,7 @@ from embedded.train.corpus import Corpus, load_corpus
 from embedded.train.distill import DistillSettings, distill, guided_velocity
 from embedded.train.flow import FlowSettings, train_flow
 from embedded.train.muon import Muon, orthogonalised
-from embedded.train.networks import Conditions, Learner, to_tokens
+from embedded.train.networks import Average, Conditions, Learner, to_tokens
 from embedded.train.references import MARGIN, reference_crops
 from embedded.train.sample import conditions_for, draw, measured_on
 from embedded.train.world import World
@@ -331,7 +333,7 @@ def test_updates_are_orthogonal_block_by_block() -> None:
     assert float(values.max()) < 1.3
     wide, tall = torch.zeros(8, 24, requires_grad=True), torch.zeros(16, 8, requires_grad=True)
     optimizer = Muon([wide, tall])
-    optimizer.learning_rate = 1.0
+    optimizer.learning_rate.fill_(1.0)
     wide.grad, tall.grad = torch.randn(8, 24), torch.randn(16, 8)
     optimizer.step()
     assert float((wide.detach() * wide.grad).sum()) < 0  # downhill
@@ -345,3 +347,48 @@ def test_contrast_is_least_where_pairs_agree_and_forgives_doubles() -> None:
     assert float(contrast(one, one, people)) < 0.01 < float(contrast(one, one.roll(1, 0), people))
     doubled = torch.cat([one, one])
     assert float(contrast(doubled, doubled, torch.cat([people, people]))) < 0.01
+
+
+class NothingReadBack(TorchDispatchMode):
+    """Fails where a number on the device decides something on the host, or data are copied there: what can't be part
+    of a recorded step."""
+
+    READS = frozenset(
+        {
+            torch.ops.aten._local_scalar_dense.default,
+            torch.ops.aten.nonzero.default,
+            torch.ops.aten.masked_select.default,
+            torch.ops.aten.equal.default,
+            torch.ops.aten.lift_fresh.default,  # torch.tensor(...)
+        }
+    )
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        assert func not in self.READS, func
+        return func(*args, **(kwargs or {}))
+
+
+def test_a_step_can_be_recorded(trained: Trained) -> None:
+    settings = FlowSettings(batch=4, contrast_rows=2)
+    learner = Learner(trained.profile)
+    flow._losses(WORLD, learner, trained.batches, settings)  # constants are made once
+    with NothingReadBack():
+        loss, shown = flow._losses(WORLD, learner, trained.batches, settings)
+    assert torch.allclose(loss, shown[0] + settings.contrast_weight * shown[1])
+    with NothingReadBack():
+        distillation._losses(WORLD, trained.learner, learner, trained.batches, DistillSettings(batch=4))
+    with pytest.raises(AssertionError), NothingReadBack():
+        float(torch.ones(()))
+
+
+def test_an_average_follows(trained: Trained) -> None:
+    learner = Learner(trained.profile)
+    average = Average(learner, decay=0.5)
+    with torch.no_grad():
+        for parameter in learner.parameters():
+            parameter += 1
+    before = [parameter.clone() for parameter in average.module.parameters()]
+    average.update()
+    for old, new in zip(before, average.module.parameters(), strict=True):
+        # After one step the horizon is short: 2/11 of the old stay, as the decay's ceiling of 0.5 allows.
+        torch.testing.assert_close(new - old, torch.full_like(old, 9 / 11))

@@ -14,6 +14,8 @@ likeness. Text encoders and vision tower stay as they are.
 from __future__ import annotations
 
 import dataclasses
+import functools
+import math
 from typing import Any
 
 import torch
@@ -23,7 +25,8 @@ from torch import Tensor
 from embedded.train.batches import Batches, Drops
 from embedded.train.muon import Optimizer
 from embedded.train.networks import UNDISTILLED, Average, Conditions, Learner
-from embedded.train.world import Clock, World, warm_up_and_cosine
+from embedded.train.step import TrainingStep
+from embedded.train.world import SHOW_EVERY_STEPS, Clock, World, warm_up_and_cosine
 from engine.sampling.schedule import COMFY_FLUX_SHIFT
 
 DEFAULT_GUIDANCE, DEFAULT_STRENGTH = 3.5, 0.8
@@ -66,22 +69,22 @@ def distill(
     student.compile_blocks(world)
     teacher.compile_blocks(world)
     clock = Clock(world, seconds, max_steps=max_steps)
-    step, total, since = 0, torch.zeros((), device=world.device), 0
+    take_step = TrainingStep(
+        world,
+        functools.partial(_losses, world, teacher, student, batches, settings),
+        optimizer,
+        average,
+        num_shown=1,
+        generators=(batches.generator,),
+    )
+    step = 0
     measured: dict[str, Any] = {}
     while (progress := clock.progress(step)) < 1.0:
-        loss = _loss(world, teacher, student, batches, settings)
-        loss.backward()
-        world.average_gradients(optimizer.parameters)
-        factor = warm_up_and_cosine(step, progress, warm_up_steps=settings.warm_up_steps)
-        optimizer.step(settings.learning_rate * factor)
-        average.update(student)
+        take_step(settings.learning_rate * warm_up_and_cosine(step, progress, warm_up_steps=settings.warm_up_steps))
         step += 1
-        total += loss.detach()
-        since += 1
-        if step % 100 == 0:
-            measured["loss"] = round(float(total) / since, 6)
+        if step % SHOW_EVERY_STEPS == 0:
+            measured["loss"] = round(take_step.shown()[0], 6)
             world.say(f"distill step {step}, {progress:.0%}, {clock.elapsed_s:.0f} s: {measured['loss']:.5f}")
-            total, since = torch.zeros_like(total), 0
     world.barrier()
     measured |= {"steps": step, "seconds": round(clock.elapsed_s, 1), "examples": step * settings.batch * world.size}
     return average.module.eval(), measured
@@ -107,11 +110,13 @@ def guided_velocity(
     return nothing + text_weight * (text - nothing) + person_weight * (person - text)
 
 
-def _loss(world: World, teacher: Learner, student: Learner, batches: Batches, settings: DistillSettings) -> Tensor:
+def _losses(
+    world: World, teacher: Learner, student: Learner, batches: Batches, settings: DistillSettings
+) -> tuple[Tensor, Tensor]:
     count = settings.batch
     with torch.no_grad(), world.autocast():
         t = batches.uniform(count).clamp(1e-3, 1)
-        shift = torch.tensor(COMFY_FLUX_SHIFT, device=t.device).exp()
+        shift = math.exp(COMFY_FLUX_SHIFT)
         batch = batches.batch(count, settings.drops, sigma=(shift * t / (1 + (shift - 1) * t)).clamp(max=1 - 1e-4))
         noisy, sigma = batch.noisy, batch.sigma
         txt, vec = teacher.read(batch.tokens)
@@ -132,7 +137,8 @@ def _loss(world: World, teacher: Learner, student: Learner, batches: Batches, se
         )
     with world.autocast():
         predicted = student.velocity(noisy, sigma, shown)
-    return F.mse_loss(predicted.float(), goal)
+    loss = F.mse_loss(predicted.float(), goal)
+    return loss, loss[None]
 
 
 def _asked_for(batches: Batches, count: int) -> tuple[Tensor, Tensor]:

@@ -8,6 +8,7 @@ that loss going on beside it at a small weight.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,8 @@ from torch import Tensor
 from embedded.train.batches import Batch, Batches, Drops, contrast
 from embedded.train.muon import Optimizer
 from embedded.train.networks import MUON_PREFIXES, UNDISTILLED, Average, Conditions, Learner
-from embedded.train.world import Clock, World, warm_up_and_cosine
+from embedded.train.step import TrainingStep
+from embedded.train.world import SHOW_EVERY_STEPS, Clock, World, warm_up_and_cosine
 from engine.profile import ModelProfile
 
 
@@ -92,20 +94,22 @@ def train_flow(
         measured["looking"] = _learn_to_look(world, learner, batches, settings, seconds=seconds, max_steps=max_steps)
         optimizer = Optimizer(learner, muon_prefixes=MUON_PREFIXES, weight_decay=settings.weight_decay)
         average = Average(learner, decay=settings.average_decay)
-    saved_s, sums, since = clock.elapsed_s, torch.zeros(2, device=world.device), 0
+    take_step = TrainingStep(
+        world,
+        functools.partial(_losses, world, learner, batches, settings),
+        optimizer,
+        average,
+        num_shown=2,
+        generators=(batches.generator,),
+    )
+    saved_s = clock.elapsed_s
     began_s, began_step = clock.elapsed_s, step
     while (progress := clock.progress(step)) < 1.0 and not clock.is_paused:
-        flow_loss, contrast_loss = _losses(world, learner, batches, settings)
-        (flow_loss + settings.contrast_weight * contrast_loss).backward()
-        world.average_gradients(optimizer.parameters)
         factor = warm_up_and_cosine(step, progress, warm_up_steps=settings.warm_up_steps)
-        optimizer.step(settings.learning_rate * factor)
-        average.update(learner)
+        take_step(settings.learning_rate * factor)
         step += 1
-        sums += torch.stack((flow_loss.detach(), contrast_loss.detach()))
-        since += 1
-        if step % 100 == 0:
-            flow, contrasted = (float(x) / since for x in sums)
+        if step % SHOW_EVERY_STEPS == 0:
+            flow, contrasted = take_step.shown()
             if flow != flow:
                 raise FloatingPointError(f"the flow loss is not a number at step {step}; lower the learning rate")
             rate = (step - began_step) * settings.batch * world.size / (clock.elapsed_s - began_s)
@@ -114,7 +118,6 @@ def train_flow(
                 f"flow {flow:.4f}, contrast {contrasted:.3f}"
             )
             measured |= {"flow_loss": round(flow, 5), "contrast_loss": round(contrasted, 4)}
-            sums, since = torch.zeros_like(sums), 0
         if world.is_first and clock.elapsed_s - saved_s > settings.save_every_s:
             saved_s = clock.elapsed_s
             _save(checkpoint, learner, average, optimizer, step, clock.elapsed_s)
@@ -132,6 +135,7 @@ def train_flow(
 
 
 def _losses(world: World, learner: Learner, batches: Batches, settings: FlowSettings) -> tuple[Tensor, Tensor]:
+    """The loss, and its two parts (2,)."""
     batch = batches.batch(settings.batch, settings.drops, sigma=training_sigmas(batches, settings))
     looked_at = batch.rows[: settings.contrast_rows]
     crops = torch.cat([batch.crops, batches.crops(looked_at)])
@@ -141,7 +145,8 @@ def _losses(world: World, learner: Learner, batches: Batches, settings: FlowSett
         predicted = learner.velocity(batch.noisy, batch.sigma, given)
     identity = looked_at // batches.corpus.num_views
     contrasted = contrast(embeddings[: len(looked_at)], others, identity)
-    return F.mse_loss(predicted.float(), batch.velocity), contrasted
+    flow = F.mse_loss(predicted.float(), batch.velocity)
+    return flow + settings.contrast_weight * contrasted, torch.stack((flow, contrasted))
 
 
 def conditions(learner: Learner, batch: Batch, embeddings: Tensor, batches: Batches) -> Conditions:
@@ -180,22 +185,24 @@ def _learn_to_look(
     optimizer = Optimizer(learner, muon_prefixes=MUON_PREFIXES, weight_decay=settings.weight_decay, only="vision.")
     count = (settings.batch + settings.contrast_rows) // 2  # so that the tower sees batches of one size only
     clock = Clock(world, seconds * settings.looking_share, max_steps=max_steps)
-    step, loss = 0, torch.zeros(())
-    while (progress := clock.progress(step)) < 1.0:
+
+    def losses() -> tuple[Tensor, Tensor]:
         rows = batches.rows(count)
         crops = torch.cat([batches.crops(rows), batches.crops(batches.corpus.another_view(rows, batches.generator))])
         with world.autocast():
             first, second = learner.look(crops).chunk(2)
         loss = contrast(first, second, rows // batches.corpus.num_views)
-        loss.backward()
-        world.average_gradients(optimizer.parameters)
-        optimizer.step(settings.looking_rate * warm_up_and_cosine(step, progress, warm_up_steps=100, floor=0.3))
+        return loss, loss[None]
+
+    take_step = TrainingStep(world, losses, optimizer, None, num_shown=1, generators=(batches.generator,))
+    step, shown = 0, float("nan")
+    while (progress := clock.progress(step)) < 1.0:
+        take_step(settings.looking_rate * warm_up_and_cosine(step, progress, warm_up_steps=100, floor=0.3))
         step += 1
-        if step % 100 == 0:
-            world.say(
-                f"looking step {step}, {progress:.0%}, {clock.elapsed_s:.0f} s: contrast {float(loss.detach()):.3f}"
-            )
-    return {"steps": step, "seconds": round(clock.elapsed_s, 1), "contrast_loss": round(float(loss.detach()), 4)}
+        if step % SHOW_EVERY_STEPS == 0:
+            (shown,) = take_step.shown()
+            world.say(f"looking step {step}, {progress:.0%}, {clock.elapsed_s:.0f} s: contrast {shown:.3f}")
+    return {"steps": step, "seconds": round(clock.elapsed_s, 1), "contrast_loss": round(shown, 4)}
 
 
 def _save(path: Path, learner: Learner, average: Average, optimizer: Optimizer, step: int, done_s: float) -> None:

@@ -32,7 +32,8 @@ class _Group:
 
 
 class Muon:
-    """Momentum, orthogonalised. ``learning_rate`` is comparable with AdamW's and may be set between steps."""
+    """Momentum, orthogonalised. ``learning_rate``, a tensor on the device, is comparable with AdamW's and may be filled
+    between steps, also of a recorded step."""
 
     def __init__(self, matrices: Sequence[Tensor], *, momentum: float = 0.95, weight_decay: float = 0.0) -> None:
         sides: dict[int, list[Tensor]] = {}
@@ -40,7 +41,7 @@ class Muon:
             if not is_blocky(matrix):
                 raise ValueError(f"not a matrix of square blocks: {tuple(matrix.shape)}")
             sides.setdefault(min(matrix.shape), []).append(matrix)
-        self.learning_rate = 0.0
+        self.learning_rate = torch.zeros((), device=matrices[0].device)
         self._momentum = momentum
         self._weight_decay = weight_decay
         self._groups = {
@@ -61,8 +62,9 @@ class Muon:
             if self._weight_decay:
                 torch._foreach_mul_(group.parameters, 1 - self.learning_rate * self._weight_decay)
             counts = [p.numel() // side**2 for p in group.parameters]
+            update *= -self.learning_rate * RMS * side**0.5
             pieces = [_unblocks(part, p) for part, p in zip(update.split(counts), group.parameters, strict=True)]
-            torch._foreach_add_(group.parameters, pieces, alpha=-self.learning_rate * RMS * side**0.5)
+            torch._foreach_add_(group.parameters, pieces)
 
     def state_dict(self) -> dict[str, Any]:
         """Momenta by side."""
@@ -124,19 +126,27 @@ class Optimizer:
         taken = {id(p) for p in matrices}
         others = [p for _, p in named if id(p) not in taken]
         self._muon = Muon(matrices, weight_decay=weight_decay)
+        is_cuda = others[0].is_cuda
         self._adam = torch.optim.AdamW(
-            others, lr=1.0, betas=(0.9, 0.98), eps=1e-9, weight_decay=0.0, fused=others[0].is_cuda
+            others,
+            lr=torch.zeros((), device=others[0].device),  # a tensor, so that a recorded step reads it anew
+            betas=(0.9, 0.98),
+            eps=1e-9,
+            weight_decay=0.0,
+            fused=is_cuda,
+            capturable=is_cuda,
         )
 
-    def step(self, learning_rate: float) -> None:
-        """One update; gradients are gone afterwards."""
-        self._muon.learning_rate = learning_rate
+    def set_learning_rate(self, learning_rate: float) -> None:
+        """For the steps that follow."""
+        self._muon.learning_rate.fill_(learning_rate)
         for group in self._adam.param_groups:
-            group["lr"] = ADAM_SHARE * learning_rate
+            group["lr"].fill_(ADAM_SHARE * learning_rate)
+
+    def step(self) -> None:
+        """One update from the parameters' gradients, which stay."""
         self._muon.step()
         self._adam.step()
-        for parameter in self.parameters:
-            parameter.grad = None
 
     def state_dict(self) -> dict[str, Any]:
         """Both optimisers' states."""

@@ -70,6 +70,8 @@ class Conditions:
 class Learner(nn.Module):
     """The networks of one profile with fresh weights, the adapter injected."""
 
+    _black: Tensor
+
     def __init__(self, profile: ModelProfile) -> None:
         super().__init__()
         self.profile = profile
@@ -78,6 +80,8 @@ class Learner(nn.Module):
         self.t5: Any = build_t5(profile.t5)
         self.clip: Any = build_clip_text(profile.clip)
         self.vision: Any = build_clip_vision(profile.clip_vision)
+        channels = [-mean / std for mean, std in zip(CLIP_MEAN, CLIP_STD, strict=True)]
+        self.register_buffer("_black", torch.tensor(channels).view(1, 3, 1, 1), persistent=False)
         _initialise(self)
         self.adapter.inject(self.flux)
 
@@ -102,11 +106,8 @@ class Learner(nn.Module):
 
     def look_at_black(self) -> Tensor:
         """The black picture's embedding, (1, projection_dim): the engine's picture of nobody."""
-        weight = self.vision.visual_projection.weight
         size = self.profile.clip_vision.image_size
-        channels = [-mean / std for mean, std in zip(CLIP_MEAN, CLIP_STD, strict=True)]
-        black = torch.tensor(channels, device=weight.device).view(1, 3, 1, 1).expand(1, 3, size, size)
-        return self.look(black)
+        return self.look(self._black.expand(1, 3, size, size))
 
     def velocity(self, img: Tensor, sigma: Tensor, given: Conditions) -> Tensor:
         """``img`` (B, L, in_channels) noisy tokens of square pictures, ``sigma`` (B,). Returns as ``img``."""
@@ -145,26 +146,31 @@ class Learner(nn.Module):
 class Average:
     """Exponential moving average of a module's parameters (arXiv 2312.02696): what is exported and what teaches."""
 
-    def __init__(self, module: Learner, *, decay: float) -> None:
-        self.module = module.copied()
+    def __init__(self, of: Learner, *, decay: float) -> None:
+        self.module = of.copied()
+        self._of = of
         self._decay = decay
-        self._steps = 0
+        device = next(of.parameters()).device
+        self._num_steps = torch.zeros((), device=device)  # on the device, so that a recorded update counts on
 
     @torch.no_grad()
-    def update(self, module: Learner) -> None:
+    def update(self) -> None:
         """Take in the newest parameters; the horizon grows with the first steps."""
-        self._steps += 1
-        decay = min(self._decay, (1 + self._steps) / (10 + self._steps))
-        torch._foreach_lerp_(list(self.module.parameters()), list(module.parameters()), 1 - decay)
+        self._num_steps += 1
+        share = 1 - ((1 + self._num_steps) / (10 + self._num_steps)).clamp(max=self._decay)
+        own = list(self.module.parameters())
+        ahead = torch._foreach_sub(list(self._of.parameters()), own)
+        torch._foreach_mul_(ahead, share)
+        torch._foreach_add_(own, ahead)
 
     def state_dict(self) -> dict[str, Any]:
         """Parameters and the number of updates."""
-        return {"module": self.module.state_dict(), "steps": self._steps}
+        return {"module": self.module.state_dict(), "num_steps": self._num_steps}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """The inverse of :meth:`state_dict`."""
         self.module.load_state_dict(state["module"])
-        self._steps = state["steps"]
+        self._num_steps.copy_(state["num_steps"])
 
 
 def empty_prompt(profile: ModelProfile, device: torch.device) -> Tokens:

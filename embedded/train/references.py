@@ -6,6 +6,8 @@ The model learns from drawn people and is shown photos. What a photo changes abo
 
 from __future__ import annotations
 
+import functools
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -16,6 +18,9 @@ MARGIN = 0.35
 """Around the face box, as :class:`engine.face.prepare.FacePreparer`'s default."""
 
 SIZE_PX = 224
+
+SHARPNESS = (0.36, 0.62)
+"""Soft crops come from pictures of so many of their pixels a side."""
 
 
 def reference_crops(
@@ -43,8 +48,13 @@ def reference_crops(
     pixels = _squares(pixels, centre, side * (1 + 2 * MARGIN), flip, size_px)
     if generator is not None:
         pixels = _as_photographed(_before_another_background(pixels, generator), generator)
-    mean, std = (torch.tensor(values, device=pixels.device).view(1, 3, 1, 1) for values in (CLIP_MEAN, CLIP_STD))
-    return (pixels.float() - mean) / std
+    return (pixels.float() - _constant(CLIP_MEAN, pixels.device)) / _constant(CLIP_STD, pixels.device)
+
+
+@functools.cache
+def _constant(values: tuple[float, ...], device: torch.device) -> Tensor:
+    """(1, 3, 1, 1), kept on the device: a copy from the host can't be part of a recorded step."""
+    return torch.tensor(values, device=device).view(1, 3, 1, 1)
 
 
 def _squares(pixels: Tensor, centre: Tensor, side: Tensor, flip: Tensor, size_px: int) -> Tensor:
@@ -85,10 +95,11 @@ def _as_photographed(pixels: Tensor, generator: torch.Generator) -> Tensor:
     pixels = (pixels - 0.5) * contrast + 0.5 + brightness
     gray = pixels.mean(1, keepdim=True)
     pixels = gray + saturation * (pixels - gray)
-    small_px = int(pixels.shape[-1] * (0.3 + 0.5 * float(torch.rand(()))))
-    small = F.interpolate(pixels, size=(small_px, small_px), mode="area")
-    blurred = F.interpolate(small, size=pixels.shape[-2:], mode="bilinear")
-    pixels = torch.where(_rows(count, 0.35, generator), blurred, pixels)
+    for share in SHARPNESS:
+        small_px = int(pixels.shape[-1] * share)
+        small = F.interpolate(pixels, size=(small_px, small_px), mode="area")
+        blurred = F.interpolate(small, size=pixels.shape[-2:], mode="bilinear")
+        pixels = torch.where(_rows(count, 0.18, generator), blurred, pixels)
     strength = 0.04 * _uniform((count, 1, 1, 1), generator, dtype) * _rows(count, 0.4, generator)
     return (pixels + strength * _normal(pixels.shape, generator, dtype)).clamp(0, 1)
 

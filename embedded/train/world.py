@@ -16,6 +16,9 @@ from torch import Tensor
 SYNC_EVERY_STEPS = 10
 """How often processes agree on the clock. Between two looks the learning rate stands still, on all of them alike."""
 
+SHOW_EVERY_STEPS = 200
+"""How often a stage says how it goes."""
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class World:
@@ -69,9 +72,15 @@ class World:
                 parameter.grad = torch.zeros_like(parameter)
             grads.append(parameter.grad)
         flat = torch.cat([grad.reshape(-1) for grad in grads])
-        dist.all_reduce(flat)
-        pieces = flat.div_(self.size).split([grad.numel() for grad in grads])
+        self.average(flat)
+        pieces = flat.split([grad.numel() for grad in grads])
         torch._foreach_copy_(grads, [piece.view_as(grad) for piece, grad in zip(pieces, grads, strict=True)])
+
+    def average(self, flat: Tensor) -> None:
+        """Mean over processes, in place."""
+        if self.size > 1:
+            dist.all_reduce(flat)
+            flat.div_(self.size)
 
     def gathered(self, rows: Tensor) -> Tensor:
         """Rows of all processes, (size · n, …), in rank order; every process brings as many."""
