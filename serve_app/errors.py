@@ -161,7 +161,18 @@ class SimilarityNotReachedError(ServeAppError):
 
 
 class TooManyRequestsError(ServeAppError):
-    """This replica already holds as many requests as it may."""
+    """This replica already holds as many requests as it may.
+
+    Attributes:
+        retry_after_s: until one of them leaves, as far as can be told.
+    """
+
+    def __init__(self, message: str, retry_after_s: float = 2.0) -> None:
+        super().__init__(message, retry_after_s)
+        self.retry_after_s = retry_after_s
+
+    def __str__(self) -> str:
+        return str(self.args[0])
 
 
 class QuarantinedError(ServeAppError):
@@ -220,7 +231,7 @@ ANSWERS: dict[type[BaseException], Answer] = {
     LimitReachedError: Answer(status=429),
     # Not 400, for nothing is wrong with the request; not 5xx, for the same request again has the same end.
     SimilarityNotReachedError: Answer(status=422),
-    TooManyRequestsError: Answer(status=429, retry_after_s=2.0),
+    TooManyRequestsError: Answer(status=429),
     # Not 503: clients would send it again, and what it may do to replicas is why it is not run.
     QuarantinedError: Answer(status=500),
     StageUnavailableError: Answer(status=503, retry_after_s=5.0),
@@ -258,7 +269,7 @@ def describe(error: BaseException, *, request_id: str) -> ErrorReply:
         details |= _similarity_details(error)
         headers["X-Cost-USD"] = f"{error.cost_usd:.6f}"
     retry_after_s = answer.retry_after_s
-    if isinstance(error, engine_errors.EngineBusyError | LimitReachedError):
+    if isinstance(error, engine_errors.EngineBusyError | LimitReachedError | TooManyRequestsError):
         retry_after_s = error.retry_after_s
     if retry_after_s is not None:
         details["retry_after_s"] = retry_after_s

@@ -29,6 +29,7 @@ from serve_app.metrics.table import CANCELLED, CLIENT_GONE_STATUS
 from serve_app.negotiation import Negotiated, negotiate, wants_events
 from serve_app.request_id import request_id_of
 from serve_app.request_log import RequestRecord
+from serve_app.room import Room
 from serve_app.settings import AppSettings
 from serve_app.stages import MIN_WAIT_S, Backend, DrawJob, DrawResult, FaceJob, FaceResult, IdentityJob, OnDrawEvent
 
@@ -61,7 +62,7 @@ class Generator:
         self._metrics = metrics
         self._clock = clock
         self._random_seed = random_seed
-        self._num_in_flight = 0
+        self._room = Room()
 
     def use(self, settings: AppSettings) -> None:
         """Other limits, prices and qualities, from the next request on."""
@@ -82,7 +83,7 @@ class Generator:
         record = RequestRecord(
             request_id=request_id_of(request.scope), started_s=self._clock(), client=client_name(request.scope)
         )
-        self._num_in_flight += 1
+        self._room.enter()
         self._metrics.entered()
         try:
             response = await self._within_deadline(request, record, parse, on_event)
@@ -95,8 +96,8 @@ class Generator:
         except Exception as error:
             response = self._failure(error, record)
         finally:
-            self._num_in_flight -= 1
-            record.stages_s["total"] = self._clock() - record.started_s
+            stay_s = record.stages_s["total"] = self._clock() - record.started_s
+            self._room.leave(stay_s if record.outcome == "ok" else None)
             self._metrics.left(outcome=record.outcome, status=record.status)
             record.log()
         return response
@@ -105,8 +106,9 @@ class Generator:
         self, request: Request, record: RequestRecord, parse: BodyParser, on_event: OnDrawEvent | None
     ) -> Response:
         limits = self._settings.limits
-        if self._num_in_flight > limits.max_in_flight:
-            raise TooManyRequestsError(f"{limits.max_in_flight} requests are being worked on; try again shortly")
+        if self._room.num_in > limits.max_in_flight:
+            message = f"{limits.max_in_flight} requests are being worked on; try again shortly"
+            raise TooManyRequestsError(message, self._room.retry_after_s)
         allowed_s, of_whom = limits.request_timeout_s, "this service allows"
         loop = asyncio.get_running_loop()
         started_s = loop.time()

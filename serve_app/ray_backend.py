@@ -22,6 +22,7 @@ from engine.errors import EngineStoppedError
 from serve_app.errors import StageUnavailableError, TooManyRequestsError, is_expected, unwrap
 from serve_app.quarantine import Quarantine, ReplicaDiedError, drawing_of, picture_of
 from serve_app.readiness import Readiness
+from serve_app.second_try import SecondTry
 from serve_app.stages import (
     FACE_STAGE,
     FLUX_REPLICA,
@@ -71,6 +72,7 @@ class RayBackend:
         self._identity_stage = identity_stage
         self._on_replay = on_replay
         self._quarantine = Quarantine()
+        self._second_try = SecondTry()
         stages = {FACE_STAGE: face_stage, FLUX_REPLICA: flux_replica}
         if identity_stage is not None:
             stages[IDENTITY_STAGE] = identity_stage
@@ -98,11 +100,10 @@ class RayBackend:
         started_s = time.monotonic()
 
         def once(num_replays: int) -> Awaitable[DrawResult]:
-            if not num_replays:
-                return self._draw_once(job, on_event)
-            if on_event is not None:
+            if num_replays and on_event is not None:
                 on_event(DrawRestarted())
-            return self._draw_once(_again(job, elapsed_s=time.monotonic() - started_s), on_event)
+            run = _again(job, elapsed_s=time.monotonic() - started_s) if num_replays else job
+            return self._second_try.run(lambda: self._draw_once(run, on_event))
 
         return await self._until_it_lives(FLUX_REPLICA, drawing_of(job.request), once)
 
