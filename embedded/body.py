@@ -86,15 +86,14 @@ class Body:
         self.local_names: tuple[str, ...] = tuple(str(name) for name in data["local_names"])
         self._base: Floats = data["base"]
         self._joint_names = [str(name) for name in data["joint_names"]]
-        self._macro = _flat(data["macro_offsets"])
-        self._macro_index = {str(name): i for i, name in enumerate(data["macro_names"])}
-        self._local = _flat(data["local_offsets"])
-        self._local_index = {name: i for i, name in enumerate(self.local_names)}
+        self._macro = dict(zip(data["macro_names"].tolist(), data["macro_offsets"].astype(np.float32), strict=True))
+        self._local = dict(zip(self.local_names, map(_sparse, data["local_offsets"]), strict=True))
         self._actions = {
             str(name): _sparse(offsets[: self.num_vertices])
             for name, offsets in zip(data["action_names"], data["action_offsets"], strict=True)
         }
         self.welded: Ints = self.render_vertex[self.triangles]
+        self._corners = np.ascontiguousarray(self.welded.T, np.intp)  # (3, F)
         self._around = _faces_around(self.welded, self.num_vertices)
         self._head_center: Floats | None = None
         self.template = self.shape(MEAN_MACRO, {})
@@ -106,14 +105,13 @@ class Body:
 
     def shape(self, macro: Macro, local: dict[str, float]) -> Shape:
         """The neutral body of these weights. Raises KeyError for a local shape the file doesn't hold."""
-        macro_weights = np.zeros(len(self._macro), np.float32)
+        points = self._base.copy()
         for name, weight in macro.shape_weights().items():
-            macro_weights[self._macro_index[name]] = weight
-        local_weights = np.zeros(len(self._local), np.float32)
+            if weight:
+                points += np.float32(weight) * self._macro[name]
         for name, weight in local.items():
-            local_weights[self._local_index[name]] = weight
-        flat = macro_weights @ self._macro + local_weights @ self._local
-        points = self._base + flat.reshape(-1, 3)
+            index, offsets = self._local[name]
+            points[index] += np.float32(weight) * offsets
         if self._head_center is not None:  # people differ in height: hold every head where the mean head is
             points = points + self._head_center - _head_center(points[self.num_vertices :], self._joint_names)
         joints = dict(zip(self._joint_names, points[self.num_vertices :], strict=True))
@@ -133,11 +131,14 @@ class Body:
 
     def normals(self, vertices: Floats) -> Floats:
         """Unit normals, (V, 3): area-weighted means of the triangles around each vertex."""
-        a, b, c = (vertices[self.welded[:, corner]] for corner in range(3))
-        faces = np.concatenate([np.cross(b - a, c - a), np.zeros((1, 3), np.float32)])  # the last row is padding
-        total = faces[self._around].sum(1)
-        unit: Floats = total / np.maximum(np.linalg.norm(total, axis=1, keepdims=True), 1e-12)
-        return unit
+        rows = np.ascontiguousarray(vertices.T)  # numpy is several times faster on (3, n) than on (n, 3)
+        a, b, c = (rows.take(corner, axis=1) for corner in self._corners)
+        (ux, uy, uz), (vx, vy, vz) = b - a, c - a
+        faces = np.zeros((3, len(self.welded) + 1), np.float32)  # the last column is padding
+        faces[:, :-1] = uy * vz - uz * vy, uz * vx - ux * vz, ux * vy - uy * vx
+        x, y, z = total = faces.take(self._around, axis=1).sum(1)
+        unit: Floats = total / np.maximum(np.sqrt(x * x + y * y + z * z), 1e-12)
+        return np.ascontiguousarray(unit.T)
 
 
 def _head_center(joints: Floats, names: list[str]) -> Floats:
@@ -146,23 +147,18 @@ def _head_center(joints: Floats, names: list[str]) -> Floats:
     return center
 
 
-def _flat(offsets: NDArray[np.float16]) -> Floats:
-    """(K, V, 3) to (K, 3V) in float32."""
-    return offsets.reshape(len(offsets), -1).astype(np.float32)
-
-
 def _sparse(offsets: NDArray[np.float16]) -> tuple[NDArray[np.int64], Floats]:
     """The rows that move, and how far."""
     index = np.flatnonzero(np.abs(offsets).max(1) > 0)
     return index, offsets[index].astype(np.float32)
 
 
-def _faces_around(triangles: Ints, num_vertices: int) -> Ints:
-    """(V, D): the triangles at each vertex, padded with F."""
+def _faces_around(triangles: Ints, num_vertices: int) -> NDArray[np.intp]:
+    """(D, V): the triangles at each vertex, padded with F."""
     order = np.argsort(triangles.ravel(), kind="stable")
     owner = triangles.ravel()[order]
     counts = np.bincount(owner, minlength=num_vertices)
     slot = np.arange(len(owner)) - np.repeat(np.cumsum(counts) - counts, counts)
-    around = np.full((num_vertices, int(counts.max())), len(triangles), np.int32)
-    around[owner, slot] = order // 3
+    around = np.full((int(counts.max()), num_vertices), len(triangles), np.intp)
+    around[slot, owner] = order // 3
     return around

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from embedded.body import SKIN, Body, Floats, Ints
 from embedded.people import Person
@@ -150,9 +150,9 @@ class Roots:
         return mustache | (jaw & ~lips & ~goatee_gap)
 
 
-def _floats(drawn: NDArray[np.float64]) -> Floats:
+def _floats(drawn: ArrayLike) -> Floats:
     """Random numbers (n, ...) as float32 (..., n)."""
-    return np.ascontiguousarray(drawn.T, np.float32)
+    return np.ascontiguousarray(np.transpose(drawn), np.float32)
 
 
 def _length(vectors: Floats) -> Floats:
@@ -315,10 +315,10 @@ def _gathered(roots: Floats, shell: Shell, knot: Floats, volume: float, rng: np.
     n = roots.shape[-1]
     center = np.array([0, CENTER_Y_DM, axis_z(CENTER_Y_DM)], np.float32)
     start, end = _unit(roots - center[:, None]), _unit(knot - center)
-    angle = np.arccos(np.clip(end @ start, -1, 1))
+    angle: Floats = np.arccos(np.clip(end @ start, -1, 1))
     t = np.linspace(0, 1, NUM_POINTS, dtype=np.float32)[:, None]
     spread = _floats(rng.normal(0, 0.07, (n, 3)))
-    arc = (np.sin((1 - t) * angle) / np.sin(angle + 1e-4)) * start[:, None]
+    arc: Floats = (np.sin((1 - t) * angle) / np.sin(angle + 1e-4)) * start[:, None]
     arc += (np.sin(t * angle) / np.sin(angle + 1e-4)) * end[:, None, None]
     arc = _unit(arc + spread[:, None] * (t * (1 - t)))
     layer = volume * _floats(rng.uniform(0.1, 1, n)) * np.minimum(t * 4, 1)
@@ -334,7 +334,7 @@ def _ball(center: Floats, radius: float, num: int, rng: np.random.Generator) -> 
     second = _cross(axis, first)
     angle = _floats(rng.uniform(0, 2 * np.pi, num)) + np.linspace(0, 2.2, NUM_POINTS, dtype=np.float32)[:, None]
     height = _floats(rng.uniform(-0.75, 0.75, num))
-    ring = np.cos(angle) * first[:, None] + np.sin(angle) * second[:, None]
+    ring: Floats = np.cos(angle) * first[:, None] + np.sin(angle) * second[:, None]
     ring = _unit(ring + (height * axis)[:, None]) * (radius * _floats(rng.uniform(0.85, 1.06, num)))
     open_ = 0.55 + 0.45 * np.clip(ring[1] / radius, -1, 1)
     return np.concatenate([ring + center[:, None, None], open_[None]])
@@ -343,7 +343,7 @@ def _ball(center: Floats, radius: float, num: int, rng: np.random.Generator) -> 
 def _tail(knot: Floats, side: float, num: int, rng: np.random.Generator) -> Floats:
     """A ponytail: from the knot out, over and down beside the neck, (4, P, num)."""
     t = np.linspace(0, 1, NUM_POINTS, dtype=np.float32)[:, None]
-    spread = _floats(rng.normal(0, 1, (num, 3)).clip(-1.8, 1.8) * [1.0, 0.4, 1.0])
+    spread = _floats(rng.normal(0, 1, (num, 3)).clip(-1.8, 1.8) * np.array([1.0, 0.4, 1.0]))
     wide = 0.06 + 0.16 * np.sin(np.pi * np.clip(t * 0.9, 0, 1))
     path = [side * 1.25 * np.sqrt(t), 0.5 * t * (1 - 2.2 * t) * 2 - 2.1 * t**2, -0.25 * np.sin(np.pi * t)]
     points = knot[:, None, None] + np.stack(path) + spread[:, None] * wide

@@ -119,7 +119,8 @@ def rim_height(kind: str) -> Callable[[Floats], Floats]:
     """Height of a headwear's rim above which hair is pressed, as a function of points' z."""
 
     def height(z: Floats) -> Floats:
-        return RIMS[kind] + 0.10 * np.clip((z - 0.42) / 0.9, -1, 1)
+        rim: Floats = RIMS[kind] + 0.10 * np.clip((z - 0.42) / 0.9, -1, 1)
+        return rim
 
     return height
 
