@@ -7,7 +7,6 @@ import os
 import secrets
 import shutil
 import tempfile
-import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,11 @@ from serve_app.stages import FACE_STAGE, FLUX_REPLICA, INGRESS
 from tests.serve.conftest import RunningService, free_port, until
 
 ROOT = Path(__file__).parents[2]
+MARKS = [
+    pytest.mark.cluster,
+    # Serve's own word for the only knob it has
+    pytest.mark.filterwarnings("ignore:The `metrics_interval_s` field in AutoscalingConfig:DeprecationWarning"),
+]
 OBJECT_STORE_BYTES = 100 * 2**20
 ENVIRONMENT = {
     "RAY_AUTH_MODE": "disabled",
@@ -138,13 +142,11 @@ def deploy(machines: Machines) -> Iterator[Deploy]:
             if change is not None:
                 change(config)
             stage_of(config, FLUX_REPLICA).pop("scaled", None)
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", DeprecationWarning)  # metrics_interval_s
-                schema = ServeDeploySchema.model_validate(copy.deepcopy(config))
-                controller = api.serve_start(
-                    http_options=schema.http_options.model_dump(), proxy_location=schema.proxy_location
-                )
-                controller.deploy_apps(schema, _blocking=False)
+            schema = ServeDeploySchema.model_validate(copy.deepcopy(config))
+            controller = api.serve_start(
+                http_options=schema.http_options.model_dump(), proxy_location=schema.proxy_location
+            )
+            controller.deploy_apps(schema, _blocking=False)
             service = RunningService(app_name=name, client=client, port=port)
             if is_awaited:
                 until(lambda: is_settled(service), timeout_s=90)

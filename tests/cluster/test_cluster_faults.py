@@ -18,12 +18,12 @@ import pytest
 
 from serve_app.stages import FACE_STAGE, FLUX_REPLICA, INGRESS
 from tests.asgi import URL
-from tests.cluster.conftest import Deploy, Machines, is_settled, stage_of
+from tests.cluster.conftest import MARKS, Deploy, Machines, is_settled, stage_of
 from tests.cluster.faulty import HANG_ONCE, KILL, OUT_OF_MEMORY
 from tests.cluster.load import Load, picture_body
 from tests.serve.conftest import RunningService, until
 
-pytestmark = pytest.mark.cluster
+pytestmark = MARKS
 
 NUM_CALLERS = 8
 

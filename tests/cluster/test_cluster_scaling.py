@@ -7,15 +7,13 @@ import json
 import time
 from typing import Any
 
-import pytest
-
 from serve_app.stages import FLUX_REPLICA, INGRESS
 from tests.asgi import URL
-from tests.cluster.conftest import Deploy, is_settled, stage_of
+from tests.cluster.conftest import MARKS, Deploy, is_settled, stage_of
 from tests.cluster.load import Load, picture_body
 from tests.serve.conftest import RunningService, until
 
-pytestmark = pytest.mark.cluster
+pytestmark = MARKS
 
 
 def scaled(config: dict[str, Any]) -> None:
