@@ -11,12 +11,13 @@ VENV := python3 scripts/make_venv.py $(if $(PYTHON),--python $(PYTHON))
 CONTAINED := $(BIN)/python -m serve_app.local.contain --private-network --
 PYTEST_ARGS ?=
 
-.PHONY: help demo serve test test-slow lint clean venv venv-dev models train-embedded
+.PHONY: help demo serve test test-cluster test-slow lint clean venv venv-dev models train-embedded
 
 help:
 	@echo "make demo    start the application, draw examples/astronaut.jpg's person into output/demo.jpg, stop"
 	@echo "make serve   run the application on http://127.0.0.1:$(PORT) until Ctrl-C   [PORT=8000] [CONFIG=$(CONFIG)]"
 	@echo "make test    lint, types and all tests                                [PYTEST_ARGS=...]"
+	@echo "make test-cluster   what is lost when replicas and nodes of a real cluster die under load: nothing; minutes"
 	@echo "make test-slow   training of the embedded model in miniature"
 	@echo "make lint    lint and types only"
 	@echo "make train-embedded   draw people and train the embedded model; minutes on a large GPU (embedded/train/README.md)"
@@ -31,6 +32,9 @@ serve: models
 
 test: lint
 	$(CONTAINED) $(BIN)/python -m pytest $(PYTEST_ARGS)
+
+test-cluster: venv-dev
+	$(CONTAINED) $(BIN)/python -m pytest -m cluster $(PYTEST_ARGS)
 
 test-slow: venv-dev
 	$(BIN)/python -m pytest -m slow $(PYTEST_ARGS)
