@@ -23,6 +23,7 @@ from serve_app.metrics.replica import ReplicaStart
 from serve_app.scaling.load import LoadReporter
 from serve_app.settings import FakeEngineSettings, FluxEngineSettings
 from serve_app.stages import FLUX_REPLICA, DrawEvent, DrawJob, DrawResult, OnDrawEvent
+from serve_app.unquoted import unquoted
 
 LEAVE_AFTER_S: Final = 0.2
 """Errors on their way out are small. Who is still waiting then loses its replica, which is the same to the ingress."""
@@ -85,7 +86,13 @@ class FluxReplica:
 
     async def _draw(self, job: DrawJob, on_event: OnDrawEvent | None) -> DrawResult:
         self._loop.start()
-        finished = await self._loop.draw(job.request, None if on_event is None else self._progress(on_event))
+        try:
+            finished = await self._loop.draw(job.request, None if on_event is None else self._progress(on_event))
+        except Exception as error:
+            told = unquoted(error, job.request.prompt, job.request.negative_prompt)
+            if told is error:
+                raise
+            raise told from None
         started_s = time.perf_counter()
         data = await asyncio.to_thread(encode_picture, finished.image, job.encoding)
         return DrawResult(

@@ -45,7 +45,7 @@ logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-REPLAY_PAUSE_S: Final = 0.2
+REPLAY_PAUSE_S: Final = 0.5
 """Serve's router hears of a death a moment after us; a replay that meets the same dead replica would count as one more.
 """
 
