@@ -33,6 +33,7 @@ from serve_app.errors import MethodNotAllowedError, ServeAppError, StageUnavaila
 from serve_app.generation import Generator
 from serve_app.metrics.ingress import IngressMetrics
 from serve_app.metrics.page import CONTENT_TYPE
+from serve_app.near_faces import NearFaces
 from serve_app.request_id import EchoRequestId, request_id_of
 from serve_app.settings import AppSettings
 from serve_app.stages import Backend
@@ -66,6 +67,7 @@ def make_app(
         KeyFileError: the settings name a key file that can't be used.
     """
     door = open_door(settings.access, metrics=metrics, max_visit_s=settings.limits.max_visit_s, limits=limits)
+    backend = NearFaces(backend, cache_bytes=settings.face.cache_bytes)
     if tracing.is_on():
         backend = TracedBackend(backend)
     if door.limits is not None:

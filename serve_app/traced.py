@@ -10,18 +10,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serve_app import tracing
 from serve_app.request_id import request_id_of
-from serve_app.stages import (
-    Backend,
-    DrawJob,
-    DrawResult,
-    FaceJob,
-    FaceResult,
-    IdentityJob,
-    IdentityResult,
-    OnDrawEvent,
-    StageStarting,
-    StageStatus,
-)
+from serve_app.stages import DrawJob, DrawResult, FaceJob, FaceResult, IdentityJob, IdentityResult, OnDrawEvent
+from serve_app.wrapped_backend import WrappedBackend
 
 SERVER_ERROR: Final = 500
 
@@ -53,11 +43,8 @@ class TraceRequests:
             await self._app(scope, receive, send_seen)
 
 
-class TracedBackend:
+class TracedBackend(WrappedBackend):
     """A backend whose calls are spans, and whose jobs carry them along."""
-
-    def __init__(self, backend: Backend) -> None:
-        self._backend = backend
 
     async def prepare(self, job: FaceJob) -> FaceResult:
         """See :meth:`serve_app.stages.Backend.prepare`."""
@@ -75,11 +62,3 @@ class TracedBackend:
         """See :meth:`serve_app.stages.Backend.identify`."""
         with tracing.span("identity", kind="client") as span:
             return await self._backend.identify(dataclasses.replace(job, trace=span.carrier()))
-
-    async def starting(self) -> StageStarting | None:
-        """See :meth:`serve_app.stages.Backend.starting`."""
-        return await self._backend.starting()
-
-    async def statuses(self) -> tuple[StageStatus, ...]:
-        """See :meth:`serve_app.stages.Backend.statuses`."""
-        return await self._backend.statuses()

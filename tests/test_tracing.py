@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 import subprocess
@@ -20,7 +21,7 @@ from serve_app.observed import TracingUnavailableError, observe
 from serve_app.settings import TracingSettings
 from serve_app.stages import FACE_STAGE, FLUX_REPLICA
 from serve_app.tracing_otel import OtelTracer
-from tests.asgi import URL, Service, with_service
+from tests.asgi import URL, Service, picture_url, with_service
 
 CALLERS_TRACE, CALLERS_SPAN = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
 TRACEPARENT = f"00-{CALLERS_TRACE}-{CALLERS_SPAN}-01"
@@ -109,9 +110,8 @@ def test_requests_at_once_do_not_mix(start: Start) -> None:
     exporter = start()
 
     async def test(service: Service) -> None:
-        import asyncio
-
-        await asyncio.gather(*(service.draw(seed=seed) for seed in range(4)))
+        faces = [picture_url((50 * number, 0, 0)) for number in range(4)]
+        await asyncio.gather(*(service.draw(reference_image=face) for face in faces))
 
     with_service(test)
     by_trace: dict[int, list[str]] = {}

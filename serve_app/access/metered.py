@@ -10,21 +10,11 @@ from engine.errors import DeadlineExceededError, RequestCancelledError
 from engine.profile import ModelProfile
 from engine.request import ImageRequest
 from serve_app.access.visit import current_visit
-from serve_app.stages import (
-    Backend,
-    DrawJob,
-    DrawResult,
-    FaceJob,
-    FaceResult,
-    IdentityJob,
-    IdentityResult,
-    OnDrawEvent,
-    StageStarting,
-    StageStatus,
-)
+from serve_app.stages import Backend, DrawJob, DrawResult, OnDrawEvent
+from serve_app.wrapped_backend import WrappedBackend
 
 
-class MeteredBackend:
+class MeteredBackend(WrappedBackend):
     """The stages, with a meter before the one that draws. See :class:`serve_app.stages.Backend`.
 
     A finished picture is charged what it took. One that its caller gave up is charged the time until then, at most what
@@ -32,7 +22,7 @@ class MeteredBackend:
     """
 
     def __init__(self, backend: Backend, profile: ModelProfile, *, clock: Callable[[], float] = time.monotonic) -> None:
-        self._backend = backend
+        super().__init__(backend)
         self._profile = profile
         self._clock = clock
 
@@ -56,22 +46,6 @@ class MeteredBackend:
         visit.device_s += result.device_s
         visit.work += work
         return result
-
-    async def prepare(self, job: FaceJob) -> FaceResult:
-        """See :meth:`serve_app.stages.Backend.prepare`."""
-        return await self._backend.prepare(job)
-
-    async def identify(self, job: IdentityJob) -> IdentityResult:
-        """See :meth:`serve_app.stages.Backend.identify`."""
-        return await self._backend.identify(job)
-
-    async def starting(self) -> StageStarting | None:
-        """See :meth:`serve_app.stages.Backend.starting`."""
-        return await self._backend.starting()
-
-    async def statuses(self) -> tuple[StageStatus, ...]:
-        """See :meth:`serve_app.stages.Backend.statuses`."""
-        return await self._backend.statuses()
 
 
 def work_of(request: ImageRequest, profile: ModelProfile) -> float:
