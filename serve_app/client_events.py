@@ -76,8 +76,8 @@ def progress_of(event: ServerEvent) -> Progress | None:
         case "starting" | "restarted", {"message": str(message)}:
             return Progress(text=message, fraction=None)
         case "queued", {"position": int(position), "predicted_wait_s": float() | int() as wait_s}:
-            place = "next in line" if position <= 1 else f"waiting at place {position}"
-            return Progress(text=f"{place}, drawn in about {wait_s:.0f} s", fraction=0.0)
+            begins = "begins now" if wait_s < 0.5 else f"place {position}, begins in about {wait_s:.0f} s"
+            return Progress(text=begins, fraction=0.0)
         case "step", {"step": int(step), "num_steps": int(num_steps), "remaining_s": float() | int() as left_s}:
             fraction = min(1.0, max(0.0, step / max(1, num_steps)))
             return Progress(text=f"step {step} of {num_steps}, about {left_s:.0f} s left", fraction=fraction)

@@ -81,7 +81,8 @@ class EventStream(Response):
             yield chunk
             chunk = await self._road.next_chunk()
         answer = self._road.answer()
-        yield last_event(answer.status_code, bytes(answer.body))
+        if answer.body:  # nobody is left to hear that the client is gone
+            yield last_event(answer.status_code, bytes(answer.body))
 
 
 class _Road:

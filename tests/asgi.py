@@ -131,18 +131,9 @@ class Service:
         return metric_sum((await self.client.get("/metrics")).text, name, **labels)
 
 
-def with_service(
-    test: Callable[[Service], Any],
-    *,
-    sleep: Callable[[float], None] = time.sleep,
-    clock: Callable[[], float] = time.monotonic,
-    **changes: Any,
-) -> None:
-    """Run an async test against a fresh service, with changes to its settings.
-
-    Args:
-        sleep, clock: the engine's; a step sleeps once.
-    """
+def with_service(test: Callable[[Service], Any], *, held: HeldSteps | None = None, **changes: Any) -> None:
+    """Run an async test against a fresh service, with changes to its settings, and with an engine's steps held."""
+    sleep, clock = (time.sleep, time.monotonic) if held is None else (held.sleep, held.clock)
 
     async def run() -> None:
         settings = AppSettings.model_validate(FAKE_SETTINGS | changes)
@@ -164,8 +155,12 @@ def with_service(
         app = make_app(backend=stages, settings=settings, profile=profile, metrics=metrics)
         transport = httpx.ASGITransport(app=app, raise_app_exceptions=False)
         async with httpx.AsyncClient(transport=transport, base_url="http://likeness") as client:
-            await test(Service(app=app, stages=stages, client=client, metrics=metrics, profile=profile))
-        await replica.close()
+            try:
+                await test(Service(app=app, stages=stages, client=client, metrics=metrics, profile=profile))
+            finally:
+                if held is not None:
+                    held.let_go_of_all()
+                await replica.close()
 
     asyncio.run(run())
 
@@ -176,6 +171,7 @@ class HeldSteps:
 
     def __init__(self) -> None:
         self._gate = threading.Semaphore(0)
+        self._is_open = False
         self._now_s = 0.0
         self.num_begun = 0
         self.num_let_go = 0
@@ -183,12 +179,18 @@ class HeldSteps:
     def sleep(self, seconds: float) -> None:
         """A step of the engine."""
         self.num_begun += 1
-        self._gate.acquire()
+        if not self._is_open:
+            self._gate.acquire()
         self._now_s += seconds
 
     def clock(self) -> float:
         """Seconds of all steps so far."""
         return self._now_s
+
+    def let_go_of_all(self) -> None:
+        """Hold no step from now on."""
+        self._is_open = True
+        self._gate.release()
 
     async def step(self, engine: FakeEngine) -> None:
         """Let one step end, and wait until the next is under way; where the engine has no work, do nothing."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
 import json
 from typing import Any
@@ -72,7 +73,8 @@ class Caller:
 
     async def ended(self) -> None:
         """Wait until the application has let go of the request."""
-        await asyncio.gather(self._task, return_exceptions=True)
+        with contextlib.suppress(asyncio.CancelledError):
+            await self._task
 
     @property
     def events(self) -> list[Event]:

@@ -35,7 +35,7 @@ BEGINNING = (
 )
 WORDS = [
     Progress(text="starting a replica of FluxReplica: 3 s", fraction=None),
-    Progress(text="waiting at place 2, drawn in about 2 s", fraction=0.0),
+    Progress(text="place 2, begins in about 2 s", fraction=0.0),
     Progress(text="step 1 of 4, about 6 s left", fraction=0.25),
     Progress(text="the replica that drew this ended; another begins again", fraction=None),
     Progress(text="step 4 of 4, about 0 s left", fraction=1.0),

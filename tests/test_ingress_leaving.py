@@ -100,4 +100,4 @@ def test_a_hundred_that_leave_cost_one_step_each_at_most_and_leave_nothing_behin
         assert await service.metric("likeness_in_flight") == 0
         await a_picture(service, held)
 
-    with_service(test, sleep=held.sleep, clock=held.clock)
+    with_service(test, held=held)

@@ -74,7 +74,7 @@ def test_ten_times_the_load_loses_less_than_a_tenth_of_the_device() -> None:
             assert answer["type"] == "EngineBusyError"
             assert int(response.headers["retry-after"]) == math.ceil(answer["details"]["retry_after_s"]) >= 1
 
-    with_service(test, sleep=held.sleep, clock=held.clock, engine=ENGINE)
+    with_service(test, held=held, engine=ENGINE)
 
 
 def test_who_comes_back_when_told_to_is_taken() -> None:
@@ -100,4 +100,4 @@ def test_who_comes_back_when_told_to_is_taken() -> None:
             assert (await task).response.status_code == 200
             assert (await task).took_s <= MAX_WAIT_S
 
-    with_service(test, sleep=held.sleep, clock=held.clock, engine=ENGINE)
+    with_service(test, held=held, engine=ENGINE)
