@@ -38,6 +38,7 @@ class DrawnPicture:
     Attributes:
         data: the encoded picture, decoded once to be sure that it is whole.
         width_px, height_px: its size.
+        face_similarity: to the reference, 0 to 1, where it was asked for and both show a face.
         drawn_size: ``256x256``: what the network drew, before scaling up.
         num_attempts: requests sent, the last one included.
     """
@@ -50,6 +51,7 @@ class DrawnPicture:
     execution_time_s: float | None
     gpu_type: str | None
     seed: int | None
+    face_similarity: float | None
     drawn_size: str | None
     model: str | None
     request_id: str | None
@@ -106,6 +108,7 @@ def checked_picture(answer: httpx.Response, media_type: str, *, num_attempts: in
         execution_time_s=_number(headers.get("X-Execution-Time-Sec")),
         gpu_type=_text(headers.get("X-GPU-Type")),
         seed=_whole(headers.get("X-Seed")),
+        face_similarity=_number(headers.get("X-Face-Similarity")),
         drawn_size=_text(headers.get("X-Drawn-Size")),
         model=_text(headers.get("X-Model")),
         request_id=_text(headers.get("X-Request-ID")),

@@ -39,6 +39,18 @@ _EXIT_CODES: Final = """exit codes:
   130  interrupted (Ctrl-C)"""
 
 
+_FURTHER_FIELDS: Final = (
+    "guidance",
+    "face_policy",
+    "scheduler",
+    "priority",
+    "score",
+    "num_candidates",
+    "min_similarity",
+)
+"""Flags by the name of their field."""
+
+
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add the subcommand with its flags."""
     parser = subparsers.add_parser(
@@ -76,6 +88,15 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     )
     parser.add_argument(
         "--priority", choices=("low", "normal", "high"), help="among all requests (the service's default: normal)"
+    )
+    parser.add_argument(
+        "--score", action="store_true", default=None, help="measure how alike the faces are, 0 to 1; 0.5 is the same"
+    )
+    parser.add_argument(
+        "--num-candidates", type=int, metavar="N", help="draw so many and take the most alike; all are charged"
+    )
+    parser.add_argument(
+        "--min-similarity", type=_finite, metavar="S", help="draw candidates until one reaches this, 0 to 1; else fail"
     )
     parser.add_argument("--url", default=DEFAULT_URL, help="the service (default %(default)s)")
     parser.add_argument("--format", choices=("jpeg", "png", "webp"), help="default: by the name of --output, else jpeg")
@@ -129,7 +150,7 @@ def request_body(arguments: argparse.Namespace, reference_image: str) -> dict[st
         "ipadapter_strength": arguments.ipadapter_strength,
         "face_provider": arguments.face_provider,
     }
-    further = {name: getattr(arguments, name) for name in ("guidance", "face_policy", "scheduler", "priority")}
+    further = {name: getattr(arguments, name) for name in _FURTHER_FIELDS}
     further["max_wait_s"] = arguments.max_wait
     return body | {name: value for name, value in further.items() if value is not None}
 
@@ -155,6 +176,8 @@ def in_words(picture: DrawnPicture, output: Path) -> list[str]:
         lines.append(f"X-GPU-Type: {picture.gpu_type}")
     if picture.seed is not None:
         lines.append(f"Seed: {picture.seed}")
+    if picture.face_similarity is not None:
+        lines.append(f"Face similarity: {picture.face_similarity:g}")
     return lines
 
 

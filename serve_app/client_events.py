@@ -108,6 +108,8 @@ def _drawn(data: Mapping[str, Any]) -> httpx.Response:
         for key in others:
             value = value[key]
         headers[header] = _one_line(str(value))
+    if (score := data.get("face_similarity")) is not None:  # else not measured, or no face
+        headers["X-Face-Similarity"] = _one_line(str(score))
     warnings = "; ".join(f"{warning['code']}: {warning['message']}" for warning in data["warnings"])
     if warnings:
         headers["X-Warning"] = _one_line(warnings)

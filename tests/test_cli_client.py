@@ -92,6 +92,16 @@ def test_every_further_flag_is_sent(reference: Path, tmp_path: Path) -> None:
     expected = {"negative_prompt": "blurry", "width": 512, "height": 768, "seed": -1, "guidance": 2.5, "cfg": 4.0}
     expected |= {"face_policy": "require", "scheduler": "flux", "face_provider": "GPU"}
     assert {name: server.bodies[0][name] for name in expected} == expected
+    assert server.bodies[0].keys().isdisjoint({"score", "num_candidates", "min_similarity"})
+
+
+def test_wishes_for_likeness_are_sent_where_asked_for(reference: Path, tmp_path: Path) -> None:
+    wishes = ["--score", "--num-candidates", "4", "--min-similarity", "0.6"]
+    answer = drawn(**{"X-Face-Similarity": "none"})
+    status, server = run([answer], reference, tmp_path / "out.jpg", *wishes)
+    assert status == 0
+    expected = {"score": True, "num_candidates": 4, "min_similarity": 0.6}
+    assert {name: server.bodies[0][name] for name in expected} == expected
 
 
 @pytest.mark.parametrize(
@@ -115,12 +125,14 @@ def test_the_format_follows_the_name_unless_said(
 def test_seed_drawn_size_and_warnings_are_told(
     reference: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    answer = drawn(**{"X-Seed": "99", "X-Drawn-Size": "16x8", "X-Warning": "no face was found"})
+    told = {"X-Seed": "99", "X-Drawn-Size": "16x8", "X-Warning": "no face was found", "X-Face-Similarity": "0.7312"}
+    answer = drawn(**told)
     status, _ = run([answer], reference, tmp_path / "out.jpg", "--seed", "-1")
     printed = capsys.readouterr()
     assert status == 0
     assert "32x16 jpeg, drawn at 16x8" in printed.out
     assert "Seed: 99" in printed.out
+    assert "Face similarity: 0.7312" in printed.out
     assert "Warning: no face was found" in printed.err
 
 

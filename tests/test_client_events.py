@@ -83,6 +83,14 @@ def test_events_are_told_and_the_picture_is_that_of_the_other_forms() -> None:
     assert [sent["Accept"] for sent in server.headers] == ["text/event-stream, image/png;q=0.9", "image/png"]
 
 
+def test_the_similarity_is_read_from_both_forms() -> None:
+    for in_json, in_header, expected in ((0.61, "0.6100", 0.61), (None, "none", None)):
+        answers = [stream(done(face_similarity=in_json)), drawn(**{"X-Face-Similarity": in_header})]
+        with answering(answers) as server:
+            assert client(server.url, on_event=lambda _: None).draw(BODY).face_similarity == expected
+            assert client(server.url).draw(BODY).face_similarity == expected
+
+
 def test_a_server_without_events_answers_the_same_request() -> None:
     told: list[ServerEvent] = []
     with answering([drawn()]) as server:
