@@ -123,9 +123,9 @@ class GenerationBody(BaseModel):
         default=None,
         gt=0.0,
         allow_inf_nan=False,
-        description="Most seconds from sending to the finished picture. Refused at once with 429 where the work that "
-        "is here already makes that impossible; given up with 504 where it turns out so. Null waits as long as the "
-        "service allows.",
+        description="Most seconds from sending to the finished picture. Refused at once where that can't be: with 429 "
+        "because of the work that is here already, with 504 where the picture alone takes longer; given up with 504 "
+        "when the time is over. Null waits as long as the service allows.",
     )
     priority: Priority = Field(
         default="normal", description="`high` is drawn before `normal`, `low` after it; nobody waits for ever."

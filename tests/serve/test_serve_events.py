@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import contextlib
 import os
 import signal
@@ -17,6 +18,8 @@ from tests.serve.conftest import RunningService, until
 from tests.sse import EVENTS, Event, events_of
 
 pytestmark = pytest.mark.serve
+
+NUM_LEAVING = 24
 
 
 @contextlib.contextmanager
@@ -51,18 +54,24 @@ def test_a_stream_tells_of_every_step_and_ends_with_the_json_answer(service: Run
     assert done.data.keys() == plain.keys()
 
 
-def test_events_arrive_as_they_happen_and_a_caller_that_leaves_frees_the_engine(service: RunningService) -> None:
+def test_events_arrive_as_they_happen_and_callers_that_leave_free_the_engine(service: RunningService) -> None:
     cancelled = service.metric("likeness_requests_total", outcome="cancelled")
     dropped = service.metric("likeness_engine_requests_total", outcome="cancelled")
     before = service.metric("likeness_engine_sample_steps_total")
-    for _ in range(3):
+
+    def leave_after(num_events: int) -> list[str]:
         with streaming(service, steps=100) as events:
-            assert [next(events).name for _ in range(4)] == ["queued", "step", "step", "step"]
-    until(lambda: service.metric("likeness_requests_total", outcome="cancelled") == cancelled + 3)
-    until(lambda: service.metric("likeness_engine_requests_total", outcome="cancelled") == dropped + 3)
+            return [next(events).name for _ in range(num_events)]
+
+    with concurrent.futures.ThreadPoolExecutor(8) as pool:
+        for num_events, names in enumerate(pool.map(leave_after, range(1, NUM_LEAVING + 1)), start=1):
+            assert names == ["queued", *["step"] * (num_events - 1)]
+    until(lambda: service.metric("likeness_requests_total", outcome="cancelled") == cancelled + NUM_LEAVING)
+    until(lambda: service.metric("likeness_engine_requests_total", outcome="cancelled") == dropped + NUM_LEAVING)
     num_steps = service.metric("likeness_engine_sample_steps_total") - before
-    assert 0 < num_steps < 300 - 100, "each would have taken 100 steps"
+    assert 0 < num_steps < 100 * NUM_LEAVING / 2, "each would have taken 100 steps"
     until(lambda: service.metric("likeness_in_flight") == 0)
+    assert service.draw(EVENTS).status_code == 200
 
 
 def test_a_refusal_keeps_its_status(service: RunningService) -> None:
