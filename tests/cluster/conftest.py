@@ -6,6 +6,8 @@ import copy
 import os
 import secrets
 import shutil
+import subprocess
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -63,6 +65,17 @@ class Machines:
     def kill_gpu_node(self, index: int) -> None:
         """All of its processes at once, as a machine that loses its power."""
         self.cluster.remove_node(self.gpu_nodes.pop(index), allow_graceful=False)
+
+    def drain_gpu_node(self, index: int) -> None:
+        """Tell everybody that it will be gone in a minute: what ``ray drain-node`` does."""
+        command = ["ray", "drain-node", "--address", self.cluster.address, "--node-id", self.gpu_nodes[index].node_id]
+        command += ["--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "rehearsal"]
+        command += ["--deadline-remaining-seconds", "60"]
+        subprocess.run([Path(sys.executable).with_name(command[0]), *command[1:]], check=True, capture_output=True)
+
+    def index_of_one_with(self, pids: set[int]) -> int:
+        """A GPU node on which one of these processes runs."""
+        return next(index for index, node in enumerate(self.gpu_nodes) if self.pids_of(node) & pids)
 
     def pids_of(self, node: Any) -> set[int]:
         """Processes that a node's raylet started."""

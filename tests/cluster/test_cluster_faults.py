@@ -94,17 +94,26 @@ def controller_pids() -> list[int]:
 
 
 def test_a_node_is_killed(service: RunningService, machines: Machines) -> None:
-    busy = next(
-        index
-        for index, node in enumerate(machines.gpu_nodes)
-        if machines.pids_of(node) & service.replica_pids(FLUX_REPLICA)
-    )
+    busy = machines.index_of_one_with(service.replica_pids(FLUX_REPLICA))
     with under_load(service, "GPU node killed") as load:
         killed_s = time.monotonic()
         machines.kill_gpu_node(busy)
         until(lambda: load.num_answered_since(killed_s) > NUM_CALLERS, timeout_s=60)
         until(lambda: len(service.replica_pids(FLUX_REPLICA)) == 2, timeout_s=60)
     machines.add_gpu_node()
+
+
+def test_a_node_is_drained(service: RunningService, machines: Machines) -> None:
+    """As a cloud does that takes a machine back, or a person before maintenance."""
+    busy = machines.index_of_one_with(service.replica_pids(FLUX_REPLICA))
+    leaving = machines.pids_of(machines.gpu_nodes[busy]) & service.replica_pids(FLUX_REPLICA)
+    with under_load(service, "GPU node drained") as load:
+        machines.drain_gpu_node(busy)
+        until(lambda: leaving.isdisjoint(now := service.replica_pids(FLUX_REPLICA)) and len(now) == 2, timeout_s=60)
+        moved_s = time.monotonic()
+        machines.kill_gpu_node(busy)
+        until(lambda: load.num_answered_since(moved_s) > NUM_CALLERS, timeout_s=60)
+        machines.add_gpu_node()
 
 
 def test_a_step_hangs(service: RunningService, tmp_path: Path) -> None:

@@ -126,10 +126,17 @@ def test_an_update_of_everything_under_load(service: RunningService, deploy: Dep
     check(load)
 
 
-def test_replicas_that_are_let_go_finish_what_they_have(service: RunningService, deploy: Deploy) -> None:
+def replays_while_one_is_let_go(service: RunningService, deploy: Deploy, *, within_s: float) -> float:
+    """Eight drawings of five seconds on two replicas, one of which is told to go: how many were run again."""
+
+    def shorter(config: dict[str, Any]) -> None:
+        stage_of(config, FLUX_REPLICA)["graceful_shutdown_timeout_s"] = within_s
+
     def fewer(config: dict[str, Any]) -> None:
+        shorter(config)
         stage_of(config, FLUX_REPLICA)["num_replicas"] = 1
 
+    deploy(shorter)
     replays = service.metric("likeness_replays_total", stage=FLUX_REPLICA)
     with concurrent.futures.ThreadPoolExecutor(8) as pool:
         drawings = [pool.submit(service.client.post, URL, json=picture_body(steps=100, seed=s)) for s in range(8)]
@@ -137,5 +144,13 @@ def test_replicas_that_are_let_go_finish_what_they_have(service: RunningService,
         time.sleep(0.5)  # all are with the replicas now, for seconds
         deploy(fewer, is_awaited=False)
         assert [drawing.result().status_code for drawing in drawings] == [200] * 8
-    assert service.metric("likeness_replays_total", stage=FLUX_REPLICA) == replays
     until(lambda: num_running(service) == 1, timeout_s=60)
+    return service.metric("likeness_replays_total", stage=FLUX_REPLICA) - replays
+
+
+def test_replicas_that_are_let_go_finish_what_they_have(service: RunningService, deploy: Deploy) -> None:
+    assert replays_while_one_is_let_go(service, deploy, within_s=90.0) == 0
+
+
+def test_what_is_not_finished_in_time_is_run_again(service: RunningService, deploy: Deploy) -> None:
+    assert replays_while_one_is_let_go(service, deploy, within_s=0.5) > 0
