@@ -34,10 +34,10 @@ class Moment:
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class Run:
-    """A whole run: every tick, and how long every finished request took from arrival to end."""
+    """A whole run: every tick; and of every request that was finished, the time from arrival to end, and its work."""
 
     moments: tuple[Moment, ...]
-    latencies_s: tuple[float, ...]
+    latencies_s: tuple[tuple[float, float], ...]
 
     @property
     def replica_s(self) -> float:
@@ -67,7 +67,7 @@ def simulate(
     waiting: list[tuple[Arrival, float]] = []  # with the work that is left
     working: list[tuple[Arrival, float]] = []
     ready_at_s = [0.0] * num_at_start
-    latencies_s: list[float] = []
+    latencies_s: list[tuple[float, float]] = []
     moments = []
     num_target = num_at_start
     for tick in range(math.ceil(until_s / tick_s)):
@@ -89,7 +89,7 @@ def simulate(
                     working[worker] = (arrival, work_s - done_s)
                 else:
                     del working[worker]
-                    latencies_s.append(now_s + tick_s - left_s - arrival.at_s)
+                    latencies_s.append((now_s + tick_s - left_s - arrival.at_s, arrival.work_s))
                     if waiting:
                         working.insert(worker, waiting.pop(0))
                     else:

@@ -28,9 +28,20 @@ pytestmark = MARKS
 NUM_CALLERS = 8
 
 
+TABLE_VARIABLE = "LIKENESS_FAULT_TABLE"
+"""Names a file that gets one line of JSON for every fault: for ``benchmarks/cluster.py``."""
+
+
 @dataclasses.dataclass(kw_only=True)
 class Report:
-    """One line of the fault table."""
+    """One line of the fault table.
+
+    Attributes:
+        num_in_flight: requests that were being worked on as the fault came.
+        num_sent: requests in all, before and after it.
+        num_replayed: runs of a stage that were begun again; those of Serve's proxy are not counted.
+        recovered_s: until all replicas were back, and answering.
+    """
 
     fault: str
     num_in_flight: int = 0
@@ -38,6 +49,12 @@ class Report:
     num_lost: int = 0
     num_replayed: int = 0
     recovered_s: float = 0.0
+
+    def add_to_table(self) -> None:
+        """Write it down where that is asked for."""
+        if path := os.environ.get(TABLE_VARIABLE):
+            with Path(path).open("a", encoding="utf-8") as table:
+                table.write(json.dumps(dataclasses.asdict(self)) + "\n")
 
 
 @contextlib.contextmanager
@@ -54,7 +71,7 @@ def under_load(service: RunningService, fault: str) -> Iterator[Load]:
         report.recovered_s = time.monotonic() - began_s
     report.num_sent, report.num_lost = len(load.outcomes), len(load.lost)
     report.num_replayed = round(service.metric("likeness_replays_total") - replays)
-    print(report)
+    report.add_to_table()
     assert [(outcome.status, outcome.error) for outcome in load.lost] == []
     assert all(len(digests) == 1 for digests in load.digests().values()), "the same seed gave different pictures"
 
