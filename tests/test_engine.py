@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +12,11 @@ import pytest
 import torch
 
 from engine.config import EngineConfig
+from engine.cost_meter import CostMeter
+from engine.cost_model import CostModel, LinearCost, RequestWork
 from engine.engine import FluxEngine, load_engine
 from engine.errors import (
+    DeadlineExceededError,
     EngineBusyError,
     EngineStoppedError,
     InvalidRequestError,
@@ -171,9 +175,21 @@ def test_caches_change_no_picture_and_are_used(engine: FluxEngine, config: Engin
     warm_up_picture = draw(engine, MIX[1])["r1"]
     assert np.array_equal(draw(engine, MIX[1])["r1"].image, warm_up_picture.image)
     assert np.array_equal(draw(cold, MIX[1])["r1"].image, warm_up_picture.image)
-    runner = engine._runner
-    assert runner.text_cache.stats().num_hits == 2, "prompt and negative prompt, the second time"
-    assert runner.image_cache.stats().num_hits == 1
+    stats = engine.stats()
+    assert (stats.text_cache.num_hits, stats.text_cache.num_misses) == (2, 2), "prompt and negative prompt"
+    assert (stats.image_cache.num_hits, stats.image_cache.num_misses) == (1, 1)
+    assert 0 < stats.text_cache.size_bytes <= stats.text_cache.budget_bytes
+    assert cold.stats().text_cache.size_bytes == cold.stats().image_cache.size_bytes == 0
+
+
+def test_what_one_model_encoded_never_reaches_another(engine: FluxEngine, tmp_path: Path) -> None:
+    write_untrained(PROFILE, str(tmp_path), dtype="float32", seed=7)
+    other = load_engine(EngineConfig(profile=PROFILE, model_dir=str(tmp_path), cpu_threads=1))
+    alone = draw(other, MIX[1])["r1"]
+    draw(engine, MIX[1])
+    again = load_engine(EngineConfig(profile=PROFILE, model_dir=str(tmp_path), cpu_threads=1))
+    assert np.array_equal(draw(again, MIX[1])["r1"].image, alone.image)
+    assert again.stats().text_cache.num_hits == 0
 
 
 def test_a_crop_is_encoded_by_the_engine(engine: FluxEngine) -> None:
@@ -318,10 +334,99 @@ def test_closing_ends_everyone(engine: FluxEngine) -> None:
     assert not engine.has_work
 
 
-def test_warm_up_leaves_no_trace(engine: FluxEngine) -> None:
+COST = CostModel(
+    step=LinearCost.of(0.02, 0.001, 1e-4, 1e-7),
+    text=LinearCost.of(0.3),
+    vision=LinearCost.of(0.2),
+    decode=LinearCost.of(0.01, 1e-6, 0.0),
+)
+
+
+def test_warm_up_measures_what_work_costs_and_leaves_no_other_trace(
+    engine: FluxEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [0.0]
+    runner = engine._runner
+
+    def takes(name: str, seconds: Callable[..., float]) -> None:
+        work = getattr(runner, name)
+
+        def timed(*arguments: object) -> object:
+            now[0] += seconds(*arguments)
+            return work(*arguments)
+
+        monkeypatch.setattr(runner, name, timed)
+
+    takes("velocity", lambda rows: COST.step_seconds([runner.num_txt + len(row.tokens) for row in rows]))
+    takes("decode", lambda tokens, size: COST.decode_seconds(size.width_px * size.height_px))
+    takes("encode_prompt_anew", lambda prompt: COST.text_seconds(1))
+    takes("encode_reference_anew", lambda reference: COST.vision_seconds(1))
+    monkeypatch.setattr(engine, "_clock", lambda: now[0])
     before = engine.stats()
     engine.warm_up()
     assert engine.stats() == before
+    found = engine.cost_model
+    for tokens in ([28], [28] * 8, [268], [20, 76, 268]):
+        assert found.step_seconds(tokens) == pytest.approx(COST.step_seconds(tokens), rel=1e-3)
+    assert found.decode_seconds(128 * 128) == pytest.approx(COST.decode_seconds(128 * 128), rel=1e-3)
+    assert (found.text_seconds(1), found.vision_seconds(1)) == pytest.approx((0.3, 0.2))
+
+
+def test_prices_follow_size_steps_guidance_and_what_is_cached(config: EngineConfig) -> None:
+    engine = FluxEngine(config, load_engine(config)._runner, meter=CostMeter(COST))
+
+    def price_s(**changes: object) -> float:
+        queued = engine.submit(request(0, **changes))
+        engine.cancel("r0")
+        engine.step()
+        return queued.predicted_device_s
+
+    plain_s = price_s()
+    assert price_s(num_steps=6) > plain_s
+    assert price_s(width_px=128) > plain_s
+    assert price_s(cfg=3.0) > plain_s
+    crop = Reference(crop=np.zeros((224, 224, 3), np.uint8), key="crop")
+    with_crop_s = price_s(reference=crop)
+    assert with_crop_s > plain_s
+    draw(engine, request(0, reference=crop))
+    model = engine.cost_model
+    encode_s = model.text_seconds(1) + model.vision_seconds(1)
+    work_s = model.request_seconds(_work(num_steps=3))
+    assert price_s(reference=crop) == pytest.approx(work_s)
+    assert price_s(prompt="new", reference=dataclasses.replace(crop, key="other")) == pytest.approx(work_s + encode_s)
+
+
+def _work(*, num_steps: int) -> RequestWork:
+    return RequestWork(num_rows=1, num_tokens_per_row=28, num_steps=num_steps, num_pixels=64 * 64, num_prompts=0)
+
+
+def test_stages_add_up_to_what_the_device_did(engine: FluxEngine) -> None:
+    draw(engine, *MIX)
+    stats = engine.stats()
+    stages = (stats.text_s, stats.vision_s, stats.denoise_s, stats.decode_s)
+    assert min(stages) > 0.0
+    assert sum(stages) == pytest.approx(stats.device_s)
+    assert stats.queued_device_s == 0.0
+    assert stats.cost_model_error is not None
+    assert 0 < stats.num_step_tokens <= stats.num_steps * stats.max_step_tokens
+
+
+def test_who_is_too_late_ends_and_what_it_took_is_counted_as_wasted(model_dir: str) -> None:
+    now = [0.0]
+    config = EngineConfig(profile=PROFILE, model_dir=model_dir, cpu_threads=1, policy="static_batches")
+    engine = FluxEngine(config, load_engine(config)._runner, clock=lambda: now[0])
+    queued = engine.submit(request(0, num_steps=9, max_wait_s=5.0))
+    engine.submit(request(1, num_steps=9))
+    assert queued.predicted_wait_s == 0.0
+    assert len(engine.step()) == 2
+    now[0] += 6.0
+    events = run(engine)
+    assert isinstance(events[0], Failed)
+    assert isinstance(events[0].error, DeadlineExceededError)
+    assert {event.request_id for event in events[1:]} == {"r1"}
+    stats = engine.stats()
+    assert (stats.num_expired, stats.num_finished, stats.num_wasted_steps) == (1, 1, 1)
+    engine.check()
 
 
 def test_native_size_is_scaled_up_to_the_size_asked_for(model_dir: str) -> None:
