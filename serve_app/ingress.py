@@ -113,8 +113,8 @@ def make_app(
         """The same from the ComfyUI graph (API format) of `workflows/flux-ipadapter-faceid.json`, bare or as `prompt`.
 
         Prompts, sizes, steps, cfg, seed, scale and provider may be edited, the picture is a data URL. Other nodes,
-        inputs, links and settings are refused by their name. `max_wait_s`, `priority` and `preview_every` may stand
-        beside the nodes.
+        inputs, links and settings are refused by their name. Fields of the request that no node has, from `max_wait_s`
+        on, may stand beside the nodes.
         """
         return await generator.respond(request, parse=request_from_graph)
 

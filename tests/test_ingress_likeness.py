@@ -308,7 +308,7 @@ def test_who_leaves_frees_every_candidate(fields: dict[str, Any], accept: str) -
         assert stats.is_conserved()
         assert stats.num_sample_steps <= 2 * num_at_once
 
-    with_service(test, sleep=steps.sleep, clock=steps.clock, **ENABLED)
+    with_service(test, held=steps, **ENABLED)
 
 
 def test_one_candidate_that_fails_ends_the_request_and_nothing_else() -> None:
