@@ -108,11 +108,16 @@ class Sender:
         answers: HTTP answers by ``(status, type)``, refused attempts included: what the service itself has counted.
     """
 
-    def __init__(self, url: str, trace: Sequence[Arrival], references: Sequence[str], limits: SendingLimits) -> None:
+    def __init__(
+        self, url: str, trace: Sequence[Arrival], references: Sequence[str], limits: SendingLimits, api_key: str = ""
+    ) -> None:
         self._url = url.rstrip("/") + ENDPOINT
         self._trace = trace
         self._references = [json.dumps(reference).encode() for reference in references]
         self._limits = limits
+        self._headers = {"Content-Type": "application/json", "Accept": "image/jpeg"}
+        if api_key:
+            self._headers["Authorization"] = f"Bearer {api_key}"
         self._retry = RetryPolicy(
             max_retries=limits.max_retries, random=random.random, now=lambda: datetime.datetime.now(datetime.UTC)
         )
@@ -181,8 +186,7 @@ class Sender:
     async def _attempt(self, http: httpx.AsyncClient, outcome: Outcome, deadline_s: float) -> None:
         """Send once, and again where the service asks for that and the limits allow it."""
         outcome.num_attempts += 1
-        headers = {"Content-Type": "application/json", "Accept": "image/jpeg"}
-        answer = await http.post(self._url, content=self._body(outcome.arrival), headers=headers)
+        answer = await http.post(self._url, content=self._body(outcome.arrival), headers=self._headers)
         outcome.status = answer.status_code
         outcome.result = _result(answer)
         self.answers[answer.status_code, outcome.result] += 1

@@ -7,13 +7,14 @@ from __future__ import annotations
 import argparse
 import functools
 import json
+import os
 import shlex
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from serve_app.client import Client
+from serve_app.client import BadKeyError, Client, api_key_from
 from serve_app.client_answer import DrawnPicture
 from serve_app.client_command import DEFAULT_URL
 from serve_app.exit_codes import ExitCode
@@ -38,7 +39,8 @@ prompt, and compare the pictures with the photos by a face-recognition network t
 
 --references holds photos, one a person, or folders of photos, one a person: then the photo called "reference", or
 the first by name, is sent, and the others are compared with. --output gets every picture, report.html and report.json;
-run again with the same --output, it draws only what is missing. Nothing is written elsewhere.
+run again with the same --output, it draws only what is missing. Nothing is written elsewhere. An API key is taken from
+the environment, LIKENESS_API_KEY.
 """
 
 
@@ -90,15 +92,18 @@ def run(
     from serve_app.files import InputFileError, OutputFileError
 
     def draw(job: Job, reference: Picture) -> DrawnPicture:
-        client = make_client(url=job.endpoint.url, timeout_s=arguments.timeout, max_retries=arguments.retries)
+        client = make_client(
+            url=job.endpoint.url, timeout_s=arguments.timeout, max_retries=arguments.retries, api_key=api_key
+        )
         return client.draw(job.body(reference))
 
     try:
+        api_key = api_key_from(os.environ)
         request = _request(arguments)
         model = (open_model or _open_model)()
         with ProgressLine(sys.stderr, "starting", is_quiet=arguments.json and not sys.stderr.isatty()) as line:
             numbers = evaluate(request, model, draw, functools.partial(line.update, is_count=True))
-    except (PeopleError, PlanError, InputFileError) as error:
+    except (PeopleError, PlanError, InputFileError, BadKeyError) as error:
         return _fail(str(error), ExitCode.BAD_INPUT)
     except (ModelLoadError, OutputFileError) as error:
         return _fail(str(error), ExitCode.LOCAL_FAILURE)

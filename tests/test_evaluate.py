@@ -45,8 +45,8 @@ class Service:
         self.bodies: list[Mapping[str, Any]] = []
         self._answer = answer or (lambda body: data_url.parse(body["reference_image"]).data)
 
-    def __call__(self, *, url: str, timeout_s: float, max_retries: int) -> Any:
-        self.url = url
+    def __call__(self, *, url: str, timeout_s: float, max_retries: int, api_key: str) -> Any:
+        self.api_key = api_key
         return self
 
     def draw(self, body: Mapping[str, Any]) -> DrawnPicture:
@@ -60,6 +60,7 @@ class Service:
             execution_time_s=1.5,
             gpu_type="CPU",
             seed=body["seed"],
+            face_similarity=None,
             drawn_size=None,
             model="embedded",
             request_id="r",
@@ -190,6 +191,13 @@ def test_too_many_pictures_are_refused_with_the_number(photos: Path, capsys: pyt
     status, _, output = evaluated(photos, Service(), "--max-pictures", "23")
     assert (status, output.exists()) == (ExitCode.BAD_INPUT, False)
     assert "--max-pictures 24" in capsys.readouterr().err
+
+
+def test_the_key_of_the_environment_is_used_and_written_nowhere(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LIKENESS_API_KEY", "swordfish")
+    _, _, output = evaluated(photos, service := Service())
+    assert service.api_key == "swordfish"
+    assert all(b"swordfish" not in path.read_bytes() for path in output.rglob("*") if path.is_file())
 
 
 def test_the_page_needs_nothing_from_elsewhere(photos: Path) -> None:
