@@ -5,7 +5,7 @@
 
 Writes ``report.json``, ``report.png`` and ``report.html`` into the folder ``--out``. Requests come from a trace file
 (:mod:`benchmarks.traces`) or from the same flags. It sends to the one URL it is given and is bounded in number and
-time; Ctrl-C ends it early and reports what there is.
+time; Ctrl-C ends it early and reports what there is. An API key is taken from the environment, LIKENESS_API_KEY.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from typing import Any
 from benchmarks import load_report, traces
 from benchmarks.load_sender import Sender, SendingLimits
 from benchmarks.reference_faces import reference_urls
-from serve_app.client import check_url
+from serve_app.client import api_key_from, check_url
 from serve_app.client_answer import ClientError
 from serve_app.files import InputFileError
 from serve_app.progress import ProgressLine
@@ -69,6 +69,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     try:
         check_url(arguments.url)
+        api_key = api_key_from(os.environ)
         trace = traces.read(arguments.trace) if arguments.trace else traces.from_flags(arguments)
         if not trace:
             raise ValueError("the trace holds no requests: raise --rate or --seconds")
@@ -83,7 +84,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         drain_s=arguments.timeout,
         max_retries=arguments.retries,
     )
-    sender = Sender(arguments.url, trace, references, limits)
+    sender = Sender(arguments.url, trace, references, limits, api_key=api_key)
     asyncio.run(send(sender))
     report = _report(sender, arguments, sys.argv[1:] if argv is None else argv)
     _write(arguments.out, report, sender, slo_s=arguments.slo)

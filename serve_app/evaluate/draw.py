@@ -22,6 +22,8 @@ MAX_HOPELESS = 3
 """So many of them, and none that went well, end the run."""
 
 DrawCall = Callable[[Job], DrawnPicture]
+Tell = Callable[[str, float], None]
+"""Hears in a few words what is going on, and how much of it is done, 0 to 1."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -72,7 +74,7 @@ def draw_all(
     draw: DrawCall,
     *,
     concurrency: int,
-    report: Callable[[str], None],
+    tell: Tell,
 ) -> dict[Path, Drawn]:
     """Every job's picture in ``folder``, by :attr:`Job.path`; those of an earlier run among them.
 
@@ -80,7 +82,6 @@ def draw_all(
         references: by person.
         draw: one request; raises ClientError.
         concurrency: requests at once.
-        report: hears how far it is.
 
     Raises:
         DrawingStoppedError: nothing answers, or it refuses every request.
@@ -103,7 +104,7 @@ def draw_all(
             done[job.path] = _keep(folder, job, outcome, fingerprints[job.path])
         num_failed = sum(bool(drawn.error) for drawn in done.values())
         words = f"{len(done)}/{len(plan)} pictures" + f", {num_earlier} from an earlier run" * bool(num_earlier)
-        report(words + f", {num_failed} failed" * bool(num_failed))
+        tell(words + f", {num_failed} failed" * bool(num_failed), len(done) / len(plan))
     return done
 
 

@@ -14,7 +14,7 @@ from engine.face.identity import IdentityModel, IdentityVector
 from serve_app.client_answer import DrawnPicture
 from serve_app.data_url import Picture
 from serve_app.evaluate import report, sheet
-from serve_app.evaluate.draw import Drawn, draw_all
+from serve_app.evaluate.draw import Drawn, Tell, draw_all
 from serve_app.evaluate.measure import Album, Likeness, between_photos, compare
 from serve_app.evaluate.people import PeopleError, Person
 from serve_app.evaluate.plan import Endpoint, Job, make_plan
@@ -44,13 +44,12 @@ class Request:
 
 
 def evaluate(
-    request: Request, model: IdentityModel, draw: Callable[[Job, Picture], DrawnPicture], tell: Callable[[str], None]
+    request: Request, model: IdentityModel, draw: Callable[[Job, Picture], DrawnPicture], tell: Tell
 ) -> dict[str, Any]:
     """Draw what is missing, measure everything, write the report; its numbers.
 
     Args:
         draw: one request; raises ClientError.
-        tell: hears how far it is.
 
     Raises:
         PeopleError: no face is found in some of the photos. Nothing was drawn then.
@@ -63,7 +62,7 @@ def evaluate(
     def draw_job(job: Job) -> DrawnPicture:
         return draw(job, references[job.person.name])
 
-    drawn = draw_all(request.folder, plan, references, draw_job, concurrency=request.concurrency, report=tell)
+    drawn = draw_all(request.folder, plan, references, draw_job, concurrency=request.concurrency, tell=tell)
     evaluation = report.Evaluation(
         command=request.command,
         endpoints=request.endpoints,
@@ -74,14 +73,14 @@ def evaluate(
         likenesses=measure(request.folder, plan, drawn, album, model, tell),
         photos=between_photos(album),
     )
-    tell("writing the report")
+    tell("writing the report", 1.0)
     numbers = report.as_json(evaluation)
     write_atomically(request.folder / JSON_NAME, (json.dumps(numbers, indent=1) + "\n").encode())
     write_atomically(request.folder / PAGE_NAME, sheet.render(evaluation, numbers, request.folder).encode())
     return numbers
 
 
-def look_at_photos(people: Sequence[Person], model: IdentityModel, tell: Callable[[str], None]) -> Album:
+def look_at_photos(people: Sequence[Person], model: IdentityModel, tell: Tell) -> Album:
     """The photos as vectors. An other photo without a face is left out; a reference without one is refused.
 
     Raises:
@@ -91,7 +90,7 @@ def look_at_photos(people: Sequence[Person], model: IdentityModel, tell: Callabl
     others: dict[str, list[IdentityVector]] = {}
     faceless: list[Path] = []
     for place, person in enumerate(people, start=1):
-        tell(f"looking at the photos, {place}/{len(people)}")
+        tell(f"looking at the photos, {place}/{len(people)}", place / len(people))
         vector = look(person.reference, model)
         if vector is None:
             faceless.append(person.reference)
@@ -111,13 +110,13 @@ def measure(
     drawn: Mapping[Path, Drawn],
     album: Album,
     model: IdentityModel,
-    tell: Callable[[str], None],
+    tell: Tell,
 ) -> dict[Path, Likeness]:
     """Every picture that was drawn against the photos, by :attr:`Job.path`."""
     jobs = [job for job in plan if not drawn[job.path].error]
     likenesses: dict[Path, Likeness] = {}
     for place, job in enumerate(jobs, start=1):
-        tell(f"measuring, {place}/{len(jobs)}")
+        tell(f"measuring, {place}/{len(jobs)}", place / len(jobs))
         likenesses[job.path] = compare(
             album,
             look(folder / job.path, model),
