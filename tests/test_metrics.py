@@ -275,9 +275,11 @@ def test_a_metered_engine_counts_every_step_and_every_end() -> None:
 
 
 class Cuda:
-    """``torch.cuda`` on a machine whose driver tells all but the power, and counts being asked for that."""
+    """``torch.cuda`` on a machine whose driver may not tell the power, and counts being asked for it."""
 
-    num_asked = 0
+    def __init__(self, power_mw: int | None = None) -> None:
+        self.power_mw = power_mw
+        self.num_asked = 0
 
     def current_device(self) -> int:
         return 0
@@ -299,7 +301,9 @@ class Cuda:
 
     def power_draw(self) -> int:
         self.num_asked += 1
-        raise RuntimeError("NVML_ERROR_NOT_SUPPORTED")
+        if self.power_mw is None:
+            raise RuntimeError("NVML_ERROR_NOT_SUPPORTED")
+        return self.power_mw
 
 
 def test_a_device_is_shown_as_far_as_it_tells() -> None:

@@ -28,15 +28,17 @@ class IngressMetrics:
 
     def entered(self) -> None:
         """A picture request came in."""
-        self._num_in_flight += 1
-        self._recorder.add(table.RECEIVED)
-        self._recorder.set(table.IN_FLIGHT, self._num_in_flight)
+        with self._recorder.at_once():
+            self._num_in_flight += 1
+            self._recorder.add(table.RECEIVED)
+            self._recorder.set(table.IN_FLIGHT, self._num_in_flight)
 
     def left(self, *, outcome: str, status: int) -> None:
         """It ended; ``outcome`` is ``ok``, ``cancelled`` or the error's class."""
-        self._num_in_flight -= 1
-        self._recorder.add(table.REQUESTS, *table.outcome_of(outcome, status))
-        self._recorder.set(table.IN_FLIGHT, self._num_in_flight)
+        with self._recorder.at_once():
+            self._num_in_flight -= 1
+            self._recorder.add(table.REQUESTS, *table.outcome_of(outcome, status))
+            self._recorder.set(table.IN_FLIGHT, self._num_in_flight)
 
     def face(self, result: FaceResult) -> None:
         """The face stage answered."""
@@ -47,6 +49,8 @@ class IngressMetrics:
         """A picture was drawn, to be sent or to choose from."""
         self._recorder.add(table.COST_USD, by=cost_usd)
         self._recorder.add(table.CHARGED_SECONDS, by=result.device_s)
+        self._recorder.observe(table.STAGE_SECONDS, result.stages.text_s, "text")
+        self._recorder.observe(table.STAGE_SECONDS, result.stages.vision_s, "vision")
 
     def sent(self, asked: ImageRequest, *, form: str, similarity: float | None) -> None:
         """A picture is the answer; ``similarity`` to its reference where that was measured."""

@@ -7,6 +7,7 @@ import dataclasses
 import secrets
 import threading
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 
 from serve_app.metrics.metric import Metric, Series, Values
 
@@ -39,13 +40,17 @@ class Recorder:
     def __init__(self, source: str = "") -> None:
         self.source = source or secrets.token_hex(8)
         self.changed = threading.Event()
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         self._totals: dict[Series, list[float]] = {}
         self._gauges: dict[Series, list[float]] = {}
         self._num_open: dict[str, int] = {}
         self._number = 0
         self._refreshers: list[Callable[[], None]] = []
         self._closers: list[Callable[[], None]] = []
+
+    def at_once(self) -> AbstractContextManager[object]:
+        """What is counted within goes into the same report."""
+        return self._lock
 
     def add(self, metric: Metric, *values: str, by: float = 1.0) -> None:
         """Raise a counter. ``values`` are those of its labels, here and below."""
