@@ -70,9 +70,8 @@ class Plan:
 
 def attributes(person: Person, scene: Scene) -> dict[str, Any]:
     """What a picture shows, for tests of prompt obedience: names and angles, no shape weights."""
-    shown = dataclasses.asdict(scene)
-    for private in ("seed", "view", "center_dm", "gaze_deg"):
-        shown.pop(private)
+    private = ("seed", "view", "center_dm", "gaze_deg")
+    shown = {name: value for name, value in vars(scene).items() if name not in private}
     names = ("sex", "age_years", "age_name", "skin_name", "skin_tone", "eye_color", "beard", "freckles")
     return shown | {name: getattr(person, name) for name in names}
 
@@ -83,13 +82,12 @@ def make_shard(plan: Plan, shard: int, renderer: Any) -> int:
     for index in plan.identities(shard):
         person = sample_person(plan.seed, index, renderer.body.local_names)
         figure = renderer.figure(person)
-        for view in range(plan.num_views):
-            scene = sample_scene(plan.seed, person, view)
-            picture = renderer.draw(figure, scene)
+        scenes = [sample_scene(plan.seed, person, view) for view in range(plan.num_views)]
+        for scene, picture in zip(scenes, renderer.draw_views(figure, scenes), strict=True):
             pictures.append(picture.image)
             record = {
                 "identity": index,
-                "view": view,
+                "view": scene.view,
                 "split": split_of(plan.seed, index),
                 "captions": captions(person, scene, plan.seed, CAPTIONS_PER_VIEW),
                 "attributes": attributes(person, scene),

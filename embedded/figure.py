@@ -1,6 +1,6 @@
 """One person made into geometry: body, shell, hair and props, ready for the renderer."""
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -24,6 +24,8 @@ class Figure:
     joints: dict[str, Floats]
     shell: Shell
     beard: Strands | None
+    hairline: Floats  # (NUM_KNOTS,), see `hair.hairline`
+    moles: Floats  # (3, 3): x, y, radius on the mean face, 0 for none
     _hair: dict[tuple[str, str], Strands | None] = field(default_factory=dict)
 
     def dressed_hair(self, scene: Scene, roots: Roots) -> Strands | None:
@@ -63,16 +65,32 @@ def make_figure(body: Body, roots: Roots, person: Person) -> Figure:
     shape = body.shape(person.macro, person.local)
     vertices = _arms_down(body, shape.vertices, shape.joints)
     normals = body.normals(vertices)
-    figure = Figure(
-        person=person, vertices=vertices, normals=normals, joints=shape.joints, shell=body.shell(vertices), beard=None
+    return Figure(
+        person=person,
+        vertices=vertices,
+        normals=normals,
+        joints=shape.joints,
+        shell=body.shell(vertices),
+        beard=hair.beard_strands(person, roots, vertices, normals),
+        hairline=hair.hairline(person),
+        moles=_moles(person),
     )
-    return replace(figure, beard=hair.beard_strands(person, roots, vertices, normals))
+
+
+def _moles(person: Person) -> Floats:
+    marks = np.random.default_rng([person.seed, 5])
+    moles = np.zeros((3, 3), np.float32)
+    for i in range(person.num_moles):
+        places = ((0.25, 0.55, 6.7, 7.0), (0.05, 0.5, 7.75, 8.0), (0.12, 0.4, 6.36, 6.5), (0.5, 0.62, 7.0, 7.4))
+        x0, x1, y0, y1 = places[marks.integers(len(places))]  # cheek, forehead, chin, temple
+        moles[i] = marks.choice([-1, 1]) * marks.uniform(x0, x1), marks.uniform(y0, y1), marks.uniform(0.014, 0.026)
+    return moles
 
 
 def expressive(body: Body, figure: Figure, scene: Scene) -> Floats:
-    """Vertices with the scene's expression, (V, 3)."""
+    """Vertices with the scene's expression, (V, 3): the figure's own where the face is neutral."""
     actions = {name: scene.expression_strength * value for name, value in EXPRESSIONS[scene.expression].items()}
-    return body.express(figure.vertices, actions)
+    return body.express(figure.vertices, actions) if actions else figure.vertices
 
 
 def _arms_down(body: Body, vertices: Floats, joints: dict[str, Floats]) -> Floats:

@@ -13,6 +13,7 @@ from embedded.body import Floats
 SHADERS = Path(__file__).parent / "shaders"
 SCENE_BLOCK_BYTES = 2 * 64 + 10 * 16  # the std140 block in common.glsl
 SHADOW_PX = 512
+MAX_VIEWS = 8  # pictures that are read back at once
 
 
 _EGL_EXTENSIONS = 0x3055  # egl.h
@@ -71,9 +72,9 @@ def program(context: Any, vertex: str, fragment: str) -> Any:
 def put(target: Any, **values: Any) -> None:
     """Sets uniforms; a name the compiler optimised away is skipped."""
     for name, value in values.items():
-        if name in target:
-            array = np.asarray(value, np.float32)
-            target[name].write(array.tobytes())
+        uniform = target.get(name, None)
+        if uniform is not None:
+            uniform.write(np.ascontiguousarray(value, np.float32))
 
 
 def perspective(fov_deg: float, near: float, far: float) -> Floats:
@@ -89,13 +90,12 @@ def perspective(fov_deg: float, near: float, far: float) -> Floats:
 def look_at(eye: Floats, target: Floats) -> Floats:
     """World to camera, y up, row-major."""
     back = (eye - target) / np.linalg.norm(eye - target)
-    right = np.cross((0.0, 1.0, 0.0), back)
+    right = np.array([back[2], 0.0, -back[0]])  # (0, 1, 0) × back
     right /= np.linalg.norm(right)
-    up = np.cross(back, right)
+    (bx, by, bz), (rx, _, rz) = back, right
     matrix = np.eye(4, dtype=np.float32)
-    for row, direction in enumerate((right, up, back)):
-        matrix[row, :3] = direction
-        matrix[row, 3] = -direction @ eye
+    matrix[:3, :3] = right, (by * rz, bz * rx - bx * rz, -by * rx), back  # up is back × right
+    matrix[:3, 3] = -matrix[:3, :3] @ eye
     return matrix
 
 
@@ -111,7 +111,8 @@ def shadow_matrix(towards_light: Floats, center: Floats, reach: float) -> Floats
 
 
 class Targets:
-    """Frame buffers of one picture size: twice as large each way, `samples` a pixel, then averaged."""
+    """Frame buffers of one picture size: twice as large each way, `samples` a pixel, then averaged into `small`, where
+    MAX_VIEWS pictures stand one over the other."""
 
     def __init__(self, context: Any, size_px: int, samples: int) -> None:
         big = (2 * size_px, 2 * size_px)
@@ -123,7 +124,7 @@ class Targets:
         self.big.filter = (moderngl.LINEAR, moderngl.LINEAR)
         self.big.repeat_x = self.big.repeat_y = False
         self.resolved = context.framebuffer([self.big])
-        self.small = context.framebuffer([context.renderbuffer((size_px, size_px), 4)])
+        self.small = context.framebuffer([context.renderbuffer((size_px, MAX_VIEWS * size_px), 4)])
         self.shadow = context.depth_texture((SHADOW_PX, SHADOW_PX))
         self.shadow.compare_func = "<="
         self.shadow.filter = (moderngl.LINEAR, moderngl.LINEAR)

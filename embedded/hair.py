@@ -253,7 +253,7 @@ def _lean_in(bend: Floats, points: Floats) -> None:
     """Adds a pull towards the axis below the widest part of the head: hanging hair leans on cheeks and neck."""
     x, y, z = points
     back = z - axis_z(np.minimum(y, CENTER_Y_DM))
-    away = np.hypot(x, back)
+    away = np.sqrt(x * x + back * back)
     beyond = np.clip((away - 0.78) * 2.0, 0, 1)
     pull = 0.45 * _smooth(7.7, 7.1, y) * _smooth(5.6, 6.6, y) * beyond / np.maximum(away, 1e-6)
     bend[0] -= pull * x
@@ -274,7 +274,7 @@ def _open_face(points: Floats, place: Place, side: Floats, exempt: NDArray[np.bo
     limit = math.radians(52 + 6 * (volume < 0.35)) * _smooth(8.12, 7.75, y) * (1 - 0.45 * _smooth(6.3, 5.4, y))
     turned = np.flatnonzero((place.azimuth * side < limit) & ~exempt)  # azimuth positive on the strand's own side
     back = place.foot_z[turned]
-    distance = np.hypot(points[0, turned], points[2, turned] - back)
+    distance = np.sqrt(points[0, turned] ** 2 + (points[2, turned] - back) ** 2)
     points[0, turned] = np.sin(limit[turned]) * distance * side[turned]
     points[2, turned] = np.cos(limit[turned]) * distance + back
 

@@ -4,6 +4,7 @@ What makes a person the same person stays fixed over all views: the shape of fac
 brows, hairline and beard. Hair can be restyled by a view (see `scene`), as people do.
 """
 
+import functools
 import hashlib
 from dataclasses import dataclass
 from typing import Literal
@@ -114,6 +115,7 @@ def split_of(data_seed: int, index: int) -> Split:
     return "validation" if place < sum(SPLIT_PER_MILLE.values()) else "train"
 
 
+@functools.cache
 def _axes(names: tuple[str, ...]) -> list[tuple[str, tuple[str, str] | None]]:
     """Target names without their side, paired with their opposite: (stem, (negative, positive)) or (name, None)."""
     bare = sorted({name[2:] if name[:2] in ("l-", "r-") else name for name in names})
@@ -138,7 +140,7 @@ def sample_local(rng: np.random.Generator, names: tuple[str, ...]) -> dict[str, 
         region = next((key for key in SPREAD if stem.startswith(key)), None)
         if region is None or ends is None or stem.startswith(_UNUSED):
             continue
-        value = float(np.clip(SPREAD[region] * value, -0.9, 0.9))
+        value = min(max(SPREAD[region] * value, -0.9), 0.9)
         for side, offset in zip(("", "l-", "r-"), (0.0, *sides), strict=True):
             amount = value + float(offset)
             name = side + (ends[1] if amount > 0 else ends[0])

@@ -1,5 +1,6 @@
 """Glasses and headwear as small meshes fitted to one head."""
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -20,51 +21,68 @@ class Mesh:
     uv: Floats
     triangles: Ints
 
-    def __add__(self, other: "Mesh") -> "Mesh":
+    @staticmethod
+    def joined(meshes: list["Mesh"]) -> "Mesh":
+        first = np.cumsum([0, *(len(mesh.vertices) for mesh in meshes)]).tolist()
         return Mesh(
-            vertices=np.concatenate([self.vertices, other.vertices]),
-            normals=np.concatenate([self.normals, other.normals]),
-            uv=np.concatenate([self.uv, other.uv]),
-            triangles=np.concatenate([self.triangles, other.triangles + len(self.vertices)]),
+            vertices=np.concatenate([mesh.vertices for mesh in meshes]),
+            normals=np.concatenate([mesh.normals for mesh in meshes]),
+            uv=np.concatenate([mesh.uv for mesh in meshes]),
+            triangles=np.concatenate([mesh.triangles + at for mesh, at in zip(meshes, first, strict=False)]),
         )
 
 
-def _grid_mesh(points: Floats, closed: bool) -> Mesh:
-    """A surface from a grid of points (H, W, 3); `closed` joins the last column to the first."""
-    if closed:
-        points = np.concatenate([points, points[:, :1]], 1)
-    height, width, _ = points.shape
-    down, across = np.gradient(points, axis=0), np.gradient(points, axis=1)
-    if closed:
-        across[:, 0] = across[:, -1] = points[:, 1] - points[:, -2]
-    normals = np.cross(across, down)
-    normals /= np.maximum(np.linalg.norm(normals, axis=-1, keepdims=True), 1e-9)
+@functools.cache
+def _grid(height: int, width: int) -> tuple[Ints, Floats]:
+    """Triangles and texture coordinates of a grid of points."""
     index = np.arange(height * width).reshape(height, width)
     a, b, c, d = index[:-1, :-1], index[:-1, 1:], index[1:, :-1], index[1:, 1:]
     triangles = np.concatenate([np.stack([a, c, b], -1).reshape(-1, 3), np.stack([b, c, d], -1).reshape(-1, 3)])
     v, u = np.meshgrid(np.linspace(0, 1, height), np.linspace(0, 1, width), indexing="ij")
-    return Mesh(
-        vertices=points.reshape(-1, 3).astype(np.float32),
-        normals=normals.reshape(-1, 3).astype(np.float32),
-        uv=np.stack([u, v], -1).reshape(-1, 2).astype(np.float32),
-        triangles=triangles.astype(np.int32),
-    )
+    return triangles.astype(np.int32), np.stack([u, v], -1).reshape(-1, 2).astype(np.float32)
+
+
+def _mesh(points: Floats, normals: Floats) -> Mesh:
+    """A surface through a grid of points (H, W, 3)."""
+    triangles, uv = _grid(points.shape[0], points.shape[1])
+    vertices, normals = (values.reshape(-1, 3).astype(np.float32) for values in (points, normals))
+    return Mesh(vertices=vertices, normals=normals, uv=uv, triangles=triangles)
+
+
+def _grid_mesh(points: Floats, closed: bool) -> Mesh:
+    """A surface through a grid of points (H, W, 3); `closed` joins the last column to the first."""
+    if closed:
+        points = np.concatenate([points, points[:, :1]], 1)
+    down, across = np.gradient(points, axis=0), np.gradient(points, axis=1)
+    if closed:
+        across[:, 0] = across[:, -1] = points[:, 1] - points[:, -2]
+    return _mesh(points, _unit(_cross(across, down)))
 
 
 def _tube(path: Floats, radius: float, closed: bool) -> Mesh:
     """A round tube along a path (n, 3)."""
-    along = (np.roll(path, -1, 0) - np.roll(path, 1, 0)) if closed else np.gradient(path, axis=0)
-    along = along / np.linalg.norm(along, axis=1, keepdims=True)
-    first = np.cross(along, np.array([0.05, 0.1, 1.0]))
-    first /= np.linalg.norm(first, axis=1, keepdims=True)
-    second = np.cross(along, first)
+    if closed:
+        path = np.concatenate([path, path[:1]])
+    along = np.gradient(path, axis=0)
+    if closed:
+        along[0] = along[-1] = path[1] - path[-2]
+    along = _unit(along)
+    first = _unit(_cross(along, np.array([0.05, 0.1, 1.0])))
+    second = _cross(along, first)
     angle = np.linspace(0, 2 * np.pi, _BEND, endpoint=False)
     ring = np.cos(angle)[:, None, None] * first + np.sin(angle)[:, None, None] * second  # (bend, n, 3)
-    mesh = _grid_mesh(path + radius * ring, closed)
-    outward = np.concatenate([ring, ring[:, :1]], 1) if closed else ring
-    return Mesh(
-        vertices=mesh.vertices, normals=outward.reshape(-1, 3).astype(np.float32), uv=mesh.uv, triangles=mesh.triangles
-    )
+    return _mesh(path + radius * ring, ring)
+
+
+def _unit(vectors: Floats) -> Floats:
+    unit: Floats = vectors / np.maximum(np.sqrt(np.vecdot(vectors, vectors))[..., None], 1e-9)
+    return unit
+
+
+def _cross(a: Floats, b: Floats) -> Floats:
+    """np.cross at a fraction of its overhead."""
+    (ax, ay, az), (bx, by, bz) = np.moveaxis(a, -1, 0), np.moveaxis(b, -1, 0)
+    return np.stack([ay * bz - az * by, az * bx - ax * bz, ax * by - ay * bx], -1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,8 +104,7 @@ def glasses(kind: str, left_eye: Floats, right_eye: Floats, front_z: float, shel
     angle = np.linspace(0, 2 * np.pi, 40, endpoint=False)
     ring_x = half_width * np.sign(np.cos(angle)) * np.abs(np.cos(angle)) ** (2 / power)
     ring_y = half_height * np.sign(np.sin(angle)) * np.abs(np.sin(angle)) ** (2 / power)
-    frame: Mesh | None = None
-    lenses: Mesh | None = None
+    frame, lenses = [], []
     for side in (1.0, -1.0):
         center_x = side * gap / 2 * 1.04
         x = center_x + ring_x
@@ -101,15 +118,12 @@ def glasses(kind: str, left_eye: Floats, right_eye: Floats, front_z: float, shel
         ear = np.array([side * (ear_radius + 0.03), middle[1] + 0.06, 0.42])
         t = np.linspace(0, 1, 12)[:, None]
         temple = hinge + (ear - hinge) * np.concatenate([np.sqrt(t), t, t], 1)
-        for piece in (_tube(ring, thick, True), _tube(temple, thick * 0.8, False)):
-            frame = piece if frame is None else frame + piece
-        lens = _grid_mesh(disc, True)
-        lenses = lens if lenses is None else lenses + lens
+        frame += [_tube(ring, thick, True), _tube(temple, thick * 0.8, False)]
+        lenses.append(_grid_mesh(disc, True))
     reach = gap / 2 * 1.04 - half_width + 0.01
     t = np.linspace(-1, 1, 10)
     bridge = np.stack([reach * t, middle[1] + 0.06 - 0.05 * t * t, np.full(10, front_z + 0.005)], -1)
-    assert frame is not None and lenses is not None
-    return Glasses(frame=frame + _tube(bridge, thick, False), lenses=lenses)
+    return Glasses(frame=Mesh.joined([*frame, _tube(bridge, thick, False)]), lenses=Mesh.joined(lenses))
 
 
 RIMS = {"beanie": 7.66, "cap": 7.68, "hat": 7.70}  # where headwear that presses hair begins, beside the head, dm
@@ -136,10 +150,7 @@ def headwear(kind: str, shell: Shell, hair_volume: float) -> Mesh:
 
     def dome(steps: Floats, lift: Floats) -> Floats:
         """Rows from the rim (0) to the crown (1), (len(steps), 72, 3)."""
-        rows = [
-            shell.surface(azimuth, rim + (np.pi / 2 - rim) * step, high) for step, high in zip(steps, lift, strict=True)
-        ]
-        return np.stack(rows)
+        return shell.surface(azimuth, rim + (np.pi / 2 - rim) * steps[:, None], lift[:, None])
 
     if kind == "headband":
         up = np.array([0.10, 0.10, 0.16, 0.22, 0.28, 0.28], np.float32)
@@ -158,7 +169,7 @@ def headwear(kind: str, shell: Shell, hair_volume: float) -> Mesh:
         reach[:, 0] = 0.10 * np.sin(along)
         rows = np.stack([start + reach * t + [0, -0.05 * t * 1.0, 0] for t in (0.0, 0.35, 0.7, 1.0)])
         rows[..., 1] -= 0.10 * (np.abs(np.sin(along)) ** 2)[None] * np.array([0, 0.4, 0.8, 1.0])[:, None]
-        return crown + _grid_mesh(rows.astype(np.float32), False)
+        return Mesh.joined([crown, _grid_mesh(rows.astype(np.float32), False)])
     top = dome(steps, np.float32(0.13) + 0.30 * steps * np.exp(-2 * (steps - 0.6) ** 2))
     brim = [
         shell.surface(azimuth, rim - 0.02, out) - np.array([0, drop, 0], np.float32)

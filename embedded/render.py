@@ -12,7 +12,7 @@ from embedded import body as parts
 from embedded import gl, palette, props
 from embedded.body import Body, Floats
 from embedded.figure import Figure, expressive, make_figure
-from embedded.hair import NUM_POINTS, Roots, Strands, hairline
+from embedded.hair import NUM_POINTS, Roots, Strands
 from embedded.people import Person
 from embedded.scene import GARMENTS, LIGHTS, PLACES, Scene
 
@@ -75,9 +75,25 @@ class Renderer:
 
     def draw(self, figure: Figure, scene: Scene) -> Picture:
         """One view of a figure."""
+        return self.draw_views(figure, [scene])[0]
+
+    def draw_views(self, figure: Figure, scenes: list[Scene]) -> list[Picture]:
+        """Views of a figure, read back together: the processor prepares the next one while the GPU still draws."""
+        pictures = []
+        for first in range(0, len(scenes), gl.MAX_VIEWS):
+            some = scenes[first : first + gl.MAX_VIEWS]
+            points = [self._draw(figure, scene, row) for row, scene in enumerate(some)]
+            pictures += [
+                Picture(image=image, points_px=at) for image, at in zip(self._read(len(some)), points, strict=True)
+            ]
+        return pictures
+
+    def _draw(self, figure: Figure, scene: Scene, row: int) -> Floats:
+        """Draws a view into one of the small pictures. Returns the points in it, (5, 2)."""
         vertices = expressive(self.body, figure, scene)
-        normals = self.body.normals(vertices)
-        self._moving.write(np.hstack([vertices, normals])[self.body.render_vertex].astype(np.float32).tobytes())
+        normals = figure.normals if vertices is figure.vertices else self.body.normals(vertices)
+        self._moving.orphan()  # else a driver may wait for the last view that reads it
+        self._moving.write(np.hstack([vertices, normals]).take(self.body.render_vertex, axis=0))
         view = _view(figure, scene)
         hair = figure.dressed_hair(scene, self.roots)
         strands = [one for one in (hair, figure.beard) if one is not None]
@@ -105,7 +121,8 @@ class Renderer:
             self._draw_prop(hat, palette.linear(palette.CLOTHES[scene.headwear_color]), _HAT_SURFACE[scene.headwear])
         if glasses is not None:
             self._draw_glasses(glasses, scene)
-        return Picture(image=self._read(), points_px=self._project(vertices, figure, view))
+        self._shrink(row)
+        return self._project(vertices, figure, view)
 
     # -- geometry on the device ---------------------------------------------------------------------------------
 
@@ -182,16 +199,6 @@ class Renderer:
         warmth = np.array([1 - 0.02 * person.skin_warmth, 1 + 0.03 * person.skin_warmth, 1 - 0.10 * person.skin_warmth])
         hair_color = palette.linear(palette.HAIR[person.hair_color])
         scalp = palette.linear(palette.HAIR[scene.hair_color])
-        marks = np.random.default_rng([person.seed, 5])
-        moles = np.zeros((3, 3), np.float32)
-        for i in range(person.num_moles):
-            places = ((0.25, 0.55, 6.7, 7.0), (0.05, 0.5, 7.75, 8.0), (0.12, 0.4, 6.36, 6.5), (0.5, 0.62, 7.0, 7.4))
-            x0, x1, y0, y1 = places[marks.integers(len(places))]  # cheek, forehead, chin, temple
-            moles[i] = (
-                marks.choice([-1, 1]) * marks.uniform(x0, x1),
-                marks.uniform(y0, y1),
-                marks.uniform(0.014, 0.026),
-            )
         stubble = {"stubble": 0.62, "short beard": 0.75, "full beard": 0.8}.get(person.beard, 0.0)
         buzz = scene.hair_style == "buzz cut"
         self._atlas.use(0)
@@ -212,8 +219,8 @@ class Renderer:
                 0.6 * (person.beard == "mustache"),
                 (person.seed % 613) / 613,
             ),
-            moles=moles,
-            hairline=hairline(person),
+            moles=figure.moles,
+            hairline=figure.hairline,
         )
         self._arrays["skin", "skin"].render()
 
@@ -302,15 +309,20 @@ class Renderer:
         gl.put(program, ribbon=(NUM_POINTS, strands.width_dm, strands.taper), follow=(5.5, 6.5))
         self._ribbons[name].render(moderngl.TRIANGLE_STRIP, vertices=2 * NUM_POINTS, instances=strands.points.shape[2])
 
-    def _read(self) -> NDArray[np.uint8]:
+    def _shrink(self, row: int) -> None:
+        """The picture, averaged, to its place among the small ones."""
         self._context.copy_framebuffer(self._targets.resolved, self._targets.samples)
+        self._targets.small.viewport = (0, row * SIZE_PX, SIZE_PX, SIZE_PX)
         self._targets.small.use()
         self._context.enable_only(moderngl.NOTHING)
         self._targets.big.use(0)
         gl.put(self._programs["resolve"], texel=1 / (2 * SIZE_PX))
         self._screen["resolve"].render(moderngl.TRIANGLES, vertices=3)
-        raw = self._targets.small.read(components=3, alignment=1)
-        return np.frombuffer(raw, np.uint8).reshape(SIZE_PX, SIZE_PX, 3)[::-1].copy()
+
+    def _read(self, count: int) -> NDArray[np.uint8]:
+        """The first small pictures, (count, SIZE_PX, SIZE_PX, 3)."""
+        raw = self._targets.small.read((0, 0, SIZE_PX, count * SIZE_PX), components=3, alignment=1)
+        return np.frombuffer(raw, np.uint8).reshape(count, SIZE_PX, SIZE_PX, 3)[:, ::-1].copy()
 
     # -- points ---------------------------------------------------------------------------------------------------
 
@@ -391,17 +403,18 @@ def _view(figure: Figure, scene: Scene) -> _View:
     unit_to_clip = np.diag([2.0, 2.0, 2.0, 1.0])
     unit_to_clip[:3, 3] = -1
 
+    rows: list[Any] = [
+        (*camera, 0), (*pivot, angle), (*axis, 0), (*key, 0),
+        (*(palette.linear(light.key_color) * light.key), 0),
+        (*(palette.linear(light.sky_color) * light.fill), 0),
+        (*(palette.linear(light.ground_color) * light.fill), 0),
+        (*towards(*light.rim_from_deg), 0), (*(palette.linear(light.rim_color) * light.rim), 0),
+        (scene.exposure, (scene.seed % 977) / 977, 0, 0),
+    ]  # fmt: skip
+    rest = np.array(rows, np.float32).tobytes()
+
     def block(matrix: Floats) -> bytes:
-        rows: list[Any] = [
-            (*camera, 0), (*pivot, angle), (*axis, 0), (*key, 0),
-            (*(palette.linear(light.key_color) * light.key), 0),
-            (*(palette.linear(light.sky_color) * light.fill), 0),
-            (*(palette.linear(light.ground_color) * light.fill), 0),
-            (*towards(*light.rim_from_deg), 0), (*(palette.linear(light.rim_color) * light.rim), 0),
-            (scene.exposure, (scene.seed % 977) / 977, 0, 0),
-        ]  # fmt: skip
-        data = np.concatenate([np.asarray(matrix).T.ravel(), shadow.T.ravel(), np.asarray(rows).ravel()])
-        return data.astype(np.float32).tobytes()
+        return b"".join([matrix.T.astype(np.float32).tobytes(), shadow.T.tobytes(), rest])
 
     return _View(
         view_projection=projection, camera=camera, pivot=pivot, axis=axis, angle=angle, rotation=rotation,

@@ -155,9 +155,9 @@ class FlatRenderer:
     def figure(self, person: Person) -> Person:
         return person
 
-    def draw(self, figure: Person, scene: Scene) -> SimpleNamespace:
+    def draw_views(self, figure: Person, scenes: list[Scene]) -> list[SimpleNamespace]:
         image = np.full((256, 256, 3), figure.index, np.uint8)
-        return SimpleNamespace(image=image, points_px=np.zeros((5, 2), np.float32))
+        return [SimpleNamespace(image=image, points_px=np.zeros((5, 2), np.float32)) for _ in scenes]
 
 
 def test_shards_hold_their_plans_pictures_and_records_in_one_order(tmp_path: Path) -> None:
@@ -238,6 +238,16 @@ def test_a_scene_draws_the_same_picture_whatever_was_drawn_between(renderer) -> 
     shown(renderer, 2, hair_style="afro", place="beach", backdrop=None)
     again = shown(renderer, 1, hair_style="long wavy", eyewear="glasses", headwear="cap")
     assert (first.image == again.image).all()
+
+
+def test_views_drawn_together_are_the_views_drawn_alone(renderer) -> None:  # type: ignore[no-untyped-def]
+    person = sample_person(3, 6, renderer.body.local_names)
+    scenes = [sample_scene(3, person, view) for view in range(10)]  # more than are read back at once
+    together = renderer.draw_views(renderer.figure(person), scenes)
+    alone = [renderer.draw(renderer.figure(person), scene) for scene in scenes]
+    for one, other in zip(together, alone, strict=True):
+        assert (one.image == other.image).all()
+        assert (one.points_px == other.points_px).all()
 
 
 @pytest.mark.parametrize("color", ["red", "green", "blue", "yellow"])
