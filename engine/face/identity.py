@@ -86,7 +86,7 @@ class DlibIdentity:
     """dlib's ResNet (King 2017; 29 convolutions, 128 numbers) on faces turned upright by its five-point predictor.
 
     Faces are found by ``detector``, not by dlib: with YuNet's boxes, 400 of 400 ORL faces are found and the area under
-    the curve is 0.99996; with dlib's HOG detector, 394 and 0.9993. A face takes about 0.1 s of one core, and the
+    the curve is 0.99996; with dlib's HOG detector, 394 and 0.9992. A face takes about 0.1 s of one core, and the
     interpreter lock is held meanwhile.
 
     Args:
