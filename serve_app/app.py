@@ -28,6 +28,7 @@ from serve_app.metrics.ray_ledger import RayLedger, open_recorder
 from serve_app.metrics.replica import ReplicaStart
 from serve_app.observed import observe, observed
 from serve_app.ray_backend import RayBackend
+from serve_app.scaling.live import publish
 from serve_app.settings import AppSettings
 from serve_app.stages import FACE_STAGE, FLUX_REPLICA, IDENTITY_STAGE, INGRESS
 
@@ -86,10 +87,12 @@ class Ingress:
         others, by ones that end in the same way.
         """
         try:
-            self._settings = LiveSettings.model_validate(user_config).over(self._args)
+            live = LiveSettings.model_validate(user_config)
+            self._settings = live.over(self._args)
         except ValidationError:
             logger.exception("user_config can't be used; the settings stay as they are. Run likeness check-config")
             return
+        publish(serve.get_replica_context().app_name, live.scaling)
         if self._app is not None:
             self._app.state.generator.use(self._settings)
 

@@ -38,11 +38,28 @@ def laid_over(settings: AppSettings, deployments: Deployments, where: str) -> tu
     """The settings with the ingress's ``user_config`` laid over them, and what is wrong with that."""
     for index, deployment in enumerate(deployments):
         if deployment["name"] == INGRESS and (user_config := deployment.get("user_config")) is not None:
+            path = f"{where}[{index}].user_config"
             try:
-                return LiveSettings.model_validate(user_config).over(settings), []
+                live = LiveSettings.model_validate(user_config)
+                return live.over(settings), _live_scaling_problems(live, deployments, f"{path}.scaling")
             except ValidationError as error:
-                return settings, sentences(error, f"{where}[{index}].user_config")
+                return settings, sentences(error, path)
     return settings, []
+
+
+def _live_scaling_problems(live: LiveSettings, deployments: Deployments, where: str) -> list[str]:
+    problems = []
+    policies = {d["name"]: (d.get("autoscaling_config") or {}).get("policy") or {} for d in deployments}
+    for name, changes in live.scaling.items():
+        policy = policies.get(name, {})
+        if policy.get("policy_function") != POLICY:
+            problems.append(f"{where}.{name}: there is no such deployment with the policy {POLICY}")
+            continue
+        try:
+            ScalingSettings.model_validate({**policy.get("policy_kwargs", {}), **changes})
+        except ValidationError as error:
+            problems += sentences(error, f"{where}.{name}")
+    return problems
 
 
 def _autoscaling_problems(autoscaling: Mapping[str, Any], where: str) -> list[str]:

@@ -23,8 +23,14 @@ class LiveLimits(StrictSettings):
 
 
 class LiveSettings(StrictSettings):
-    """Whole sections replace those of ``args``; of the limits, each one that is set."""
+    """Whole sections replace those of ``args``; of the limits, each one that is set.
 
+    Attributes:
+        scaling: by deployment, what is laid over the ``policy_kwargs`` of its scaling policy. Checked together with
+            them, by the policy itself and by ``likeness check-config``.
+    """
+
+    scaling: dict[str, dict[str, Any]] = Field(default_factory=dict)
     limits: LiveLimits = Field(default_factory=LiveLimits)
     pictures: PictureSettings | None = None
     prices: PriceSettings | None = None

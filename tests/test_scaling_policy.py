@@ -149,6 +149,39 @@ def test_what_it_cannot_read_leaves_things_as_they_are(log: Lines) -> None:
     assert [record.levelname for record in log.records] == ["ERROR"]
 
 
+def test_settings_that_make_no_sense_break_nothing(log: Lines) -> None:
+    """An exception would leave Serve's controller unable to tell its status."""
+    policy = WorkPolicy(**KWARGS | {"may_ow_s": 1.0})
+    assert policy(context({"a": report(500.0)}, target_num_replicas=2)) == (2, {})
+    assert [record.levelname for record in log.records] == ["ERROR"]
+
+
+def test_settings_change_while_it_decides_and_what_it_remembers_stays(
+    monkeypatch: pytest.MonkeyPatch, log: Lines
+) -> None:
+    changes: dict[str, Any] = {}
+    monkeypatch.setattr("serve_app.scaling.live.changes_for", lambda *_: changes)
+    monkeypatch.setattr("serve_app.scaling.policy.LOOK_EVERY_S", 0.0)
+    policy = WorkPolicy(**KWARGS | {"hold_s": 60.0})
+    assert policy(context({"a": report(35.0)}))[0] == 4
+    changes = {"may_owe_s": 5.0}
+    assert policy(context({"a": report(35.0)}))[0] == 7
+    changes = {"may_owe_s": 0.0}
+    assert policy(context({"a": report(35.0)}))[0] == 7, "what can't be used changes nothing"
+    assert [record.levelname for record in log.records].count("ERROR") == 1
+    changes = {"may_owe_s": 100.0}
+    assert policy(context({"a": report(35.0)}))[0] == 7, "held: it was wanted a moment ago"
+
+
+def test_a_decision_that_can_not_be_counted_counts_all_the_same(monkeypatch: pytest.MonkeyPatch, log: Lines) -> None:
+    def broken(*_: object) -> None:
+        raise OSError("no ledger")
+
+    monkeypatch.setattr("serve_app.scaling.policy.ScalingMetrics.decided", broken)
+    assert WorkPolicy(**KWARGS)(context({"a": report(35.0)})) == (4, {})
+    assert [record.levelname for record in log.records] == ["ERROR"]
+
+
 def test_serve_accepts_it_and_can_send_it_to_its_controller() -> None:
     config = AutoscalingConfig(max_replicas=2, policy={"policy_function": POLICY, "policy_kwargs": KWARGS})
     travelled = cloudpickle.loads(cloudpickle.dumps(config.policy.get_policy()))

@@ -179,6 +179,18 @@ SPOILT: dict[str, tuple[Spoil, str]] = {
         lambda c: ingress(c).update(user_config={"limits": {"max_body_bytes": 1000}}),
         "deployments[0].user_config: max_body_bytes is 1000, but a reference of max_reference_bytes",
     ),
+    "scaling in user_config": (
+        lambda c: ingress(c).update(user_config={"scaling": {"FluxReplica": {"may_ow_s": 1.0}}}),
+        "deployments[0].user_config.scaling.FluxReplica: unknown key 'may_ow_s'; did you mean 'may_owe_s'?",
+    ),
+    "scaling in user_config, together": (
+        lambda c: ingress(c).update(user_config={"scaling": {"FluxReplica": {"hold_s": 5000.0}}}),
+        "user_config.scaling.FluxReplica: idle_to_zero_s must be at least hold_s (5000), got 1800",
+    ),
+    "scaling in user_config of nobody": (
+        lambda c: ingress(c).update(user_config={"scaling": {"Ingress": {"hold_s": 5.0}}}),
+        "user_config.scaling.Ingress: there is no such deployment with the policy serve_app.scaling.policy:WorkPolicy",
+    ),
     "user_config of another": (
         lambda c: flux(c).update(user_config={}),
         "deployments[2].user_config: only Ingress takes one",

@@ -1,8 +1,9 @@
 """The decision behind Ray Serve's custom autoscaling policy.
 
-Serve makes one :class:`WorkPolicy` a deployment, inside its controller, and calls it ten times a second; what it raises
-would leave the application deploying for ever, so it raises nothing. With no replica running and requests waiting,
-Serve does not ask: it starts one replica at once.
+Serve makes one :class:`WorkPolicy` a deployment, inside its controller, and calls it ten times a second. Raising there
+breaks more than scaling: from a call, applications stay deploying for ever; from the constructor, the controller cannot
+even tell its status any more. So nothing is raised, and what is not decided stays as it is. With no replica running and
+requests waiting, Serve does not ask: it starts one replica at once.
 """
 
 from __future__ import annotations
@@ -10,42 +11,82 @@ from __future__ import annotations
 import datetime
 import json
 import logging
+import math
 import statistics
 import time
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, Final
 
+from pydantic import ValidationError
 from ray.serve.config import AutoscalingContext
 
 from serve_app.metrics.ray_ledger import open_recorder
 from serve_app.metrics.scaling import ScalingMetrics
+from serve_app.scaling import live
 from serve_app.scaling.decision import Decision, Scaler, Snapshot
 from serve_app.scaling.load import BUSY, NUM_REQUESTS, OWED_S, REQUEST_S
 from serve_app.scaling.settings import ScalingSettings
 
 logger = logging.getLogger("ray.serve.likeness.scaling")  # below Serve's own, so that it joins the controller's log
 
+LOOK_EVERY_S: Final = 1.0
+"""How often changed settings are looked for; a look takes a millisecond of Serve's controller."""
+
 
 class WorkPolicy:
     """A ``policy_function`` for a deployment whose replicas report :mod:`serve_app.scaling.load`.
 
-    The keyword arguments are :class:`serve_app.scaling.settings.ScalingSettings`.
+    The keyword arguments are :class:`serve_app.scaling.settings.ScalingSettings`, and :mod:`serve_app.scaling.live` may
+    lay others over them. Where they make no sense, the former ones hold (without any, the number of replicas stays as
+    it is), and the controller's log says so; ``likeness check-config`` says it before.
     """
 
     def __init__(self, **settings: Any) -> None:
-        checked = ScalingSettings.model_validate(settings)
-        self._scaler = Scaler(checked.rules())
-        self._request_s = checked.request_s
+        self._settings = settings
+        self._changes: dict[str, Any] = {}
+        self._looked_s = -math.inf
+        self._scaler: Scaler | None = None
+        self._request_s = 0.0
+        self._use(settings)
         self._metrics: ScalingMetrics | None = None  # begins where the policy is asked, not where it is made
 
     def __call__(self, ctx: AutoscalingContext) -> tuple[int, dict[str, Any]]:
         """The wanted number of replicas; and the state that Serve keeps, of which there is none."""
         try:
+            self._look_for_changes(ctx)
+            if self._scaler is None:
+                return ctx.target_num_replicas, {}
             decision = self._scaler.decide(self._snapshot(ctx))
-            self._tell(ctx, decision)
         except Exception:
             logger.exception("no scaling decision for %s; it stays as it is", ctx.deployment_name)
             return ctx.target_num_replicas, {}
+        try:
+            self._tell(ctx, decision)
+        except Exception:
+            logger.exception("a scaling decision for %s could not be counted", ctx.deployment_name)
         return decision.num_replicas, {}
+
+    def _look_for_changes(self, ctx: AutoscalingContext) -> None:
+        now_s = time.monotonic()
+        if now_s - self._looked_s < LOOK_EVERY_S:
+            return
+        self._looked_s = now_s
+        changes = live.changes_for(ctx.app_name or "", ctx.deployment_name)
+        if changes != self._changes:
+            self._changes = changes
+            self._use({**self._settings, **changes})
+
+    def _use(self, settings: Mapping[str, Any]) -> None:
+        """From now on these settings; what is remembered of the past stays."""
+        try:
+            checked = ScalingSettings.model_validate(settings)
+        except ValidationError:
+            logger.exception("the scaling policy's settings can't be used. Run likeness check-config")
+            return
+        if self._scaler is None:
+            self._scaler = Scaler(checked.rules())
+        self._scaler.rules = checked.rules()
+        self._request_s = checked.request_s
 
     def _snapshot(self, ctx: AutoscalingContext) -> Snapshot:
         raw = ctx.raw_metrics or {}

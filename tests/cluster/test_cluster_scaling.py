@@ -104,6 +104,22 @@ def test_settings_change_in_place(service: RunningService, deploy: Deploy) -> No
     assert {stage: service.replica_pids(stage) for stage in before} == before
 
 
+def test_scaling_numbers_change_in_place(deploy: Deploy) -> None:
+    service = deploy(scaled)
+    until(lambda: num_running(service) == 0, timeout_s=60)
+    before = service.replica_pids(INGRESS)
+
+    def warm(config: dict[str, Any]) -> None:
+        scaled(config)
+        stage_of(config, INGRESS)["user_config"] = {"scaling": {FLUX_REPLICA: {"warm_hours": [{"num_replicas": 2}]}}}
+
+    deploy(warm)
+    until(lambda: num_running(service) == 2)
+    deploy(scaled)
+    until(lambda: num_running(service) == 0, timeout_s=60)
+    assert service.replica_pids(INGRESS) == before
+
+
 def test_an_update_of_everything_under_load(service: RunningService, deploy: Deploy) -> None:
     """Other ``args:``, as a new model version has them: every replica of every stage is replaced."""
     stages = (INGRESS, FLUX_REPLICA)
