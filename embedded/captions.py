@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from embedded.chance import pick
 from embedded.people import Person
 from embedded.scene import Scene
 
@@ -116,40 +117,36 @@ class Facts:
     must: frozenset[str]  # attributes that no caption leaves out
 
 
-def _pick(rng: np.random.Generator, options: tuple[str, ...]) -> str:
-    return options[int(rng.integers(len(options)))]
-
-
 def _article(phrase: str) -> str:
     return f"{'an' if phrase[0] in 'aeiou' else 'a'} {phrase}"
 
 
 def facts(person: Person, scene: Scene, rng: np.random.Generator) -> Facts:
     """The picture's facts, each in one of its wordings."""
-    frames = _pick(rng, _EYEWEAR[scene.eyewear]) if scene.eyewear != "none" else ""
+    frames = pick(rng, _EYEWEAR[scene.eyewear]) if scene.eyewear != "none" else ""
     garment = ("striped " if scene.striped and scene.garment in ("t-shirt", "v-neck sweater") else "") + scene.garment
     if scene.garment == "v-neck sweater":
-        garment = garment.replace("v-neck sweater", _pick(rng, ("v-neck sweater", "sweater")))
+        garment = garment.replace("v-neck sweater", pick(rng, ("v-neck sweater", "sweater")))
     clothes = f"{scene.garment_color} {garment}"
     backdrop = (
-        _pick(rng, ("{c} background", "plain {c} background", "{c} backdrop", "in front of {a} wall"))
+        pick(rng, ("{c} background", "plain {c} background", "{c} backdrop", "in front of {a} wall"))
         if scene.backdrop
-        else _pick(rng, _PLACES[scene.place or ""])
+        else pick(rng, _PLACES[scene.place or ""])
     )
     hidden = {"beanie": {"bald", "buzz cut", "bun", "slicked back", "short"}, "cap": {"bun"}, "hat": {"bun"}}
     hair_hidden = scene.hair_style in hidden.get(scene.headwear, set())
     subject = {"woman": ("woman", "woman", "woman", "lady", "female"), "man": ("man", "man", "man", "guy", "male")}
     return Facts(
-        subject=_pick(rng, subject[person.sex][: 3 + (rng.random() < 0.2) * 2]),
-        age=person.age_name.replace("elderly", _pick(rng, ("elderly", "old", "senior"))),
+        subject=pick(rng, subject[person.sex][: 3 + (rng.random() < 0.2) * 2]),
+        age=person.age_name.replace("elderly", pick(rng, ("elderly", "old", "senior"))),
         skin=f"{person.skin_name} skin",
-        hair="" if hair_hidden else _pick(rng, _STYLES[scene.hair_style]).format(c=scene.hair_color),
+        hair="" if hair_hidden else pick(rng, _STYLES[scene.hair_style]).format(c=scene.hair_color),
         eyes=f"{person.eye_color} eyes" if scene.eyewear != "sunglasses" else "",
-        beard=_pick(rng, _BEARDS[person.beard]) if person.beard != "none" else "",
+        beard=pick(rng, _BEARDS[person.beard]) if person.beard != "none" else "",
         freckles="freckles" if person.freckles else "",
-        expression=_pick(rng, _EXPRESSIONS[scene.expression]),
-        pose=_pick(rng, _POSES[scene.pose]),
-        light=_pick(rng, _LIGHTS[scene.light]),
+        expression=pick(rng, _EXPRESSIONS[scene.expression]),
+        pose=pick(rng, _POSES[scene.pose]),
+        light=pick(rng, _LIGHTS[scene.light]),
         background=backdrop.format(c=scene.backdrop, a=_article(str(scene.backdrop))),
         clothes=clothes,
         eyewear=frames.format(c=scene.eyewear_color),
@@ -162,10 +159,10 @@ def facts(person: Person, scene: Scene, rng: np.random.Generator) -> Facts:
 def caption(person: Person, scene: Scene, rng: np.random.Generator) -> str:
     """One caption in one of the grammar's forms, with a random part of the facts."""
     known = facts(person, scene, rng)
-    amount = float(rng.choice([0.0, 0.45, 1.0, 1.5], p=[0.08, 0.32, 0.4, 0.2]))
+    amount = pick(rng, (0.0, 0.45, 1.0, 1.5), (0.08, 0.32, 0.4, 0.2))
     named = {name for name, odds in NAMED.items() if rng.random() < odds * amount or name in known.must}
     forms: tuple[Callable[..., str], ...] = (_service, _sentence, _tags, _short)
-    return forms[int(rng.choice(4, p=[0.34, 0.30, 0.22, 0.14]))](known, named, rng)
+    return pick(rng, forms, (0.34, 0.30, 0.22, 0.14))(known, named, rng)
 
 
 def captions(person: Person, scene: Scene, data_seed: int, count: int) -> list[str]:
@@ -198,7 +195,7 @@ def _join(phrases: list[str]) -> str:
 
 def _service(known: Facts, named: set[str], rng: np.random.Generator) -> str:
     """The contract's own style: an opening, then details after commas."""
-    opening = _pick(rng, _OPENINGS)
+    opening = pick(rng, _OPENINGS)
     if rng.random() < 0.55:
         opening += f" of {_article(_who(known, named))}"
     rest = _look(known, named)
@@ -207,13 +204,13 @@ def _service(known: Facts, named: set[str], rng: np.random.Generator) -> str:
     if rng.random() < 0.3:
         rng.shuffle(rest)
     if rng.random() < 0.15:
-        rest.append(_pick(rng, _ENDINGS))
+        rest.append(pick(rng, _ENDINGS))
     return ", ".join([opening, *rest])
 
 
 def _sentence(known: Facts, named: set[str], rng: np.random.Generator) -> str:
     """A plain sentence."""
-    start = _pick(rng, ("{who}", "Photo of {who}", "A portrait of {who}", "Portrait of {who}", "A photo of {who}"))
+    start = pick(rng, ("{who}", "Photo of {who}", "A portrait of {who}", "Portrait of {who}", "A photo of {who}"))
     text = start.format(who=_article(_who(known, named)))
     look = _look(known, named)
     if look:
@@ -248,4 +245,4 @@ def _short(known: Facts, named: set[str], rng: np.random.Generator) -> str:
         f"wearing {_article(details[i][1])}" if details[i][0] in ("clothes", "headwear") else details[i][1]
         for i in order
     ]
-    return ", ".join([_pick(rng, (_who(known, named), _article(_who(known, named)), "portrait")), *chosen])
+    return ", ".join([pick(rng, (_who(known, named), _article(_who(known, named)), "portrait")), *chosen])

@@ -123,6 +123,7 @@ class Roots:
         self.weights: Floats = np.stack([1 - u - v, u, v], -1).astype(np.float32)
         self.rest: Floats = np.einsum("rck,rc->rk", rest[self.corners], self.weights)
         self.azimuth_deg: Floats = np.degrees(np.arctan2(np.abs(self.rest[:, 0]), self.rest[:, 2] - 0.45))
+        self._on_ear: NDArray[np.bool_] = (np.abs(self.rest[:, 0]) > 0.735) & (self.rest[:, 1] < 7.42)
 
     def on(self, per_vertex: Floats, chosen: NDArray[np.intp]) -> Floats:
         """A vertex quantity (V, 3) at some of the roots, (3, n)."""
@@ -133,8 +134,8 @@ class Roots:
     def scalp(self, line: Floats, rng: np.random.Generator) -> NDArray[np.bool_]:
         """Which roots lie above a hairline, its edge frayed; not on the ears."""
         height = np.interp(self.azimuth_deg, np.arange(NUM_KNOTS) * 10.0, line)
-        on_ear = (np.abs(self.rest[:, 0]) > 0.735) & (self.rest[:, 1] < 7.42)
-        return (self.rest[:, 1] > height + rng.uniform(-0.02, 0.07, len(height))) & ~on_ear
+        above: NDArray[np.bool_] = self.rest[:, 1] > height + rng.uniform(-0.02, 0.07, len(height))
+        return above & ~self._on_ear
 
     def beard(self, kind: str, rng: np.random.Generator) -> NDArray[np.bool_]:
         """Which roots carry a beard of this kind."""

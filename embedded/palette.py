@@ -1,6 +1,7 @@
 """Colours with the names that captions give them, as sRGB in [0, 1]. A name and its colour live in one place, so
 that a caption can't disagree with its picture."""
 
+import functools
 from typing import Any
 
 import numpy as np
@@ -15,10 +16,13 @@ def rgb(code: str) -> Rgb:
     return (int(code[1:3], 16) / 255, int(code[3:5], 16) / 255, int(code[5:7], 16) / 255)
 
 
-def linear(color: Rgb | Floats) -> Floats:
-    """sRGB to linear light (IEC 61966-2-1)."""
+@functools.lru_cache(1024)
+def linear(color: Rgb) -> Floats:
+    """sRGB to linear light (IEC 61966-2-1), (3,)."""
     value = np.asarray(color, np.float32)
-    return np.where(value <= 0.04045, value / 12.92, ((value + 0.055) / 1.055) ** 2.4).astype(np.float32)
+    light = np.where(value <= 0.04045, value / 12.92, ((value + 0.055) / 1.055) ** 2.4).astype(np.float32)
+    light.flags.writeable = False  # shared by all callers
+    return light
 
 
 # Lightest to darkest, at tones 0, 1/5 … 1; after the colours of the Monk Skin Tone scale, read by eye.

@@ -116,33 +116,35 @@ def split_of(data_seed: int, index: int) -> Split:
 
 
 @functools.cache
-def _axes(names: tuple[str, ...]) -> list[tuple[str, tuple[str, str] | None]]:
-    """Target names without their side, paired with their opposite: (stem, (negative, positive)) or (name, None)."""
+def _axes(names: tuple[str, ...]) -> list[tuple[float, tuple[str, str]] | None]:
+    """Target names without their side, paired with their opposite: (spread, (negative, positive)), or None for what
+    has no opposite or no face needs."""
     bare = sorted({name[2:] if name[:2] in ("l-", "r-") else name for name in names})
-    axes: list[tuple[str, tuple[str, str] | None]] = []
+    axes: list[tuple[float, tuple[str, str]] | None] = []
     paired = set()
     for name in bare:
         for negative, positive in _OPPOSITES:
             stem = name.removesuffix(negative)
             if name.endswith(negative) and stem + positive in bare and stem[-1] == "-":
-                axes.append((stem, (name, stem + positive)))
+                spread = next((value for region, value in SPREAD.items() if stem.startswith(region)), None)
+                used = spread is not None and not stem.startswith(_UNUSED)
+                axes.append((spread or 0.0, (name, stem + positive)) if used else None)
                 paired |= {name, stem + positive}
-    return axes + [(name, None) for name in bare if name not in paired]
+    return axes + [None] * sum(name not in paired for name in bare)
 
 
 def sample_local(rng: np.random.Generator, names: tuple[str, ...]) -> dict[str, float]:
     """Shape weights of one face: normal along each axis of opposite targets, nearly alike left and right."""
     known = set(names)
     weights: dict[str, float] = {}
-    for stem, ends in _axes(names):
-        value = float(rng.normal())
-        sides = rng.normal(0, 0.04, 2)
-        region = next((key for key in SPREAD if stem.startswith(key)), None)
-        if region is None or ends is None or stem.startswith(_UNUSED):
+    axes = _axes(names)
+    for axis, (z, left, right) in zip(axes, rng.standard_normal((len(axes), 3)).tolist(), strict=True):
+        if axis is None:
             continue
-        value = min(max(SPREAD[region] * value, -0.9), 0.9)
-        for side, offset in zip(("", "l-", "r-"), (0.0, *sides), strict=True):
-            amount = value + float(offset)
+        spread, ends = axis
+        value = min(max(spread * z, -0.9), 0.9)
+        for side, offset in (("", 0.0), ("l-", 0.04 * left), ("r-", 0.04 * right)):
+            amount = value + offset
             name = side + (ends[1] if amount > 0 else ends[0])
             if name in known:
                 weights[name] = abs(amount)

@@ -10,6 +10,7 @@ from typing import Literal
 import numpy as np
 
 from embedded import palette
+from embedded.chance import pick
 from embedded.palette import Rgb, rgb
 from embedded.people import STYLES, Person
 
@@ -152,7 +153,7 @@ _POSE_ANGLES: dict[Pose, tuple[tuple[float, float], tuple[float, float]]] = {  #
 def sample_scene(data_seed: int, person: Person, view: int) -> Scene:
     """The scene of this view. Same arguments, same scene."""
     rng = np.random.default_rng([data_seed, person.index, 1 + view])
-    pose = POSES[rng.choice(5, p=[0.36, 0.2, 0.2, 0.12, 0.12])]
+    pose = pick(rng, POSES, (0.36, 0.2, 0.2, 0.12, 0.12))
     yaws, pitches = _POSE_ANGLES[pose]
     place = PLACES[rng.integers(len(PLACES))] if rng.random() < 0.35 else None
     style, color = person.hair_style, person.hair_color
@@ -160,8 +161,7 @@ def sample_scene(data_seed: int, person: Person, view: int) -> Scene:
     if change < 0.15:
         style = STYLES[rng.integers(len(STYLES))]
     if 0.08 < change < 0.28:
-        odds = np.array([0.2, 0.2, 0.2, 0.15, 0.06, 0.05, 0.07, 0.07])
-        color = str(rng.choice(list(palette.HAIR), p=odds))
+        color = pick(rng, tuple(palette.HAIR), (0.2, 0.2, 0.2, 0.15, 0.06, 0.05, 0.07, 0.07))
     eyewear: tuple[Eyewear, ...] = ("none", "round glasses", "glasses", "sunglasses")
     headwear: tuple[Headwear, ...] = ("none", "beanie", "cap", "hat", "headband")
     frame = float(rng.uniform(3.2, 4.0))
@@ -173,20 +173,20 @@ def sample_scene(data_seed: int, person: Person, view: int) -> Scene:
         pitch_deg=float(rng.uniform(*pitches)),
         roll_deg=float(rng.normal(0, 2.5)),
         gaze_deg=(float(rng.normal(0, 3)), float(rng.normal(0, 2))),
-        expression=str(rng.choice(list(EXPRESSIONS), p=EXPRESSION_ODDS)),
+        expression=pick(rng, tuple(EXPRESSIONS), EXPRESSION_ODDS),
         expression_strength=float(rng.uniform(0.65, 0.95)),
-        light=str(rng.choice(list(LIGHTS), p=LIGHT_ODDS)),
+        light=pick(rng, tuple(LIGHTS), LIGHT_ODDS),
         light_turn_deg=float(rng.normal(0, 6)),
         exposure=float(rng.uniform(0.9, 1.12)),
-        backdrop=None if place else str(rng.choice(list(palette.BACKDROPS))),
+        backdrop=None if place else pick(rng, tuple(palette.BACKDROPS)),
         place=place,
         garment=GARMENTS[rng.integers(len(GARMENTS))],
-        garment_color=str(rng.choice(list(palette.CLOTHES))),
+        garment_color=pick(rng, tuple(palette.CLOTHES)),
         striped=bool(rng.random() < 0.12),
-        eyewear=eyewear[rng.choice(4, p=[0.74, 0.08, 0.12, 0.06])],
-        eyewear_color=str(rng.choice(list(palette.GLASSES), p=[0.55, 0.15, 0.2, 0.1])),
-        headwear=headwear[rng.choice(5, p=[0.8, 0.06, 0.05, 0.05, 0.04])],
-        headwear_color=str(rng.choice(list(palette.CLOTHES))),
+        eyewear=pick(rng, eyewear, (0.74, 0.08, 0.12, 0.06)),
+        eyewear_color=pick(rng, tuple(palette.GLASSES), (0.55, 0.15, 0.2, 0.1)),
+        headwear=pick(rng, headwear, (0.8, 0.06, 0.05, 0.05, 0.04)),
+        headwear_color=pick(rng, tuple(palette.CLOTHES)),
         hair_style=style,
         hair_color=color,
         restyled=style != person.hair_style or color != person.hair_color,

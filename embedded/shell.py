@@ -83,15 +83,25 @@ def _fill(radius: Floats, known: NDArray[np.bool_]) -> Floats:
 
 @dataclass(frozen=True, kw_only=True)
 class Place:
-    """Points as the map sees them: `foot_y` and `foot_z` on the axis, `away` (3, ...) from there, its length
-    `distance`, `azimuth`, and the head's `surface` in that direction, a distance too."""
+    """Points as a map sees them: `foot_y` and `foot_z` on the axis, `away` (3, ...) from there, its length
+    `distance`; asked for, their `azimuth`, and the head's `surface` in that direction, a distance too."""
 
+    shell: "Shell"
     foot_y: Floats
     foot_z: Floats
     away: Floats
     distance: Floats
-    azimuth: Floats
-    surface: Floats
+
+    @cached_property
+    def azimuth(self) -> Floats:
+        azimuth: Floats = np.arctan2(self.away[0], self.away[2])
+        return azimuth
+
+    @cached_property
+    def surface(self) -> Floats:
+        # Above the centre the drop is 0, below it the elevation is: their sum is the height of either part.
+        height = np.arcsin(np.minimum(self.away[1] / self.distance, 1)) + (self.foot_y - CENTER_Y_DM)
+        return self.shell.sample(self.azimuth, height)
 
     def moved(self, distance: Floats) -> Floats:
         """The points at another distance, (3, ...)."""
@@ -134,13 +144,7 @@ class Shell:
         foot_z = axis_z(foot_y)
         away = np.stack([points[0], points[1] - foot_y, points[2] - foot_z])
         distance = np.sqrt(away[0] * away[0] + away[1] * away[1] + away[2] * away[2]) + 1e-6
-        # Above the centre the drop is 0, below it the elevation is: their sum is the height of either part.
-        height = np.arcsin(np.minimum(away[1] / distance, 1)) + (foot_y - CENTER_Y_DM)
-        azimuth = np.arctan2(away[0], away[2])
-        surface = self.sample(azimuth, height)
-        return Place(
-            foot_y=foot_y, foot_z=foot_z, away=away, distance=distance, azimuth=azimuth, surface=surface
-        )  # fmt: skip
+        return Place(shell=self, foot_y=foot_y, foot_z=foot_z, away=away, distance=distance)
 
     @cached_property
     def _table(self) -> Floats:

@@ -11,6 +11,7 @@ import pytest
 
 from embedded import palette, shell
 from embedded.captions import CAPTIONED, captions
+from embedded.chance import pick
 from embedded.dataset import Plan, Views, generate, gl_device, make_shard
 from embedded.people import Person, sample_local, sample_person, split_of
 from embedded.scene import POSES, Scene, sample_scene
@@ -39,6 +40,14 @@ def test_a_person_and_a_scene_depend_on_seed_and_index_alone() -> None:
     assert sample_scene(3, alone, 2) == sample_scene(3, alone, 2)
     assert sample_person(4, 17, NAMES) != alone
     assert sample_scene(3, alone, 1) != sample_scene(3, alone, 2)
+
+
+def test_a_pick_is_the_draw_of_numpys_choice() -> None:
+    items, odds = ("a", "b", "c", "d"), (0.55, 0.15, 0.2, 0.1)
+    ours, theirs = np.random.default_rng(5), np.random.default_rng(5)
+    for _ in range(300):
+        assert pick(ours, items, odds) == theirs.choice(items, p=odds)
+        assert pick(ours, items) == theirs.choice(items)
 
 
 def test_splits_are_disjoint_stable_and_about_as_large_as_said() -> None:
