@@ -26,6 +26,11 @@ this limit a simulated overload (150 % of what the device can do) ends a third f
 MARGIN = 0.1
 """Share by which predicted work may be too short (the cost model's median error is within it)."""
 
+RESERVE = 1.0
+"""A request with a deadline is taken in where the work due before it fits, and as much again: shorter requests with less
+time will come and overtake. In simulation, at ten times what a device can do, 96 % as many requests then end in time as
+at the best load; without it 86 % of fewer, because long ones had filled the time of all who came later."""
+
 PRIORITY_FACTOR = 4.0
 """A request of high priority ranks as if it had a quarter of its work left, one of low priority four times it."""
 
@@ -162,7 +167,7 @@ class ShortestRemaining:
     everybody can still be done when due, working in order of due times; else that order is followed. New arrivals
     can't break this: work is conserved, so first come, first served has as much left as we do, and whoever comes
     now is due only after STRETCH times all of it. **Bound**: with exact predictions and without deadlines of callers,
-    every request ends within STRETCH × (the work that was here when it came + its own), plus MARGIN's share.
+    every request ends within STRETCH × (the work that was here when it came + its own). MARGIN is for predictions.
     """
 
     def __init__(self, step_seconds: StepSeconds, *, stretch: float = STRETCH, margin: float = MARGIN) -> None:
@@ -187,15 +192,17 @@ class ShortestRemaining:
         return sum(other.remaining_device_s for other in candidates if _rank(other) <= _rank(new))
 
     def lateness_s(self, new: Candidate, candidates: Sequence[Candidate], now_s: float) -> float:
-        """How far beyond a due time the work of those due before it would reach."""
+        """How far beyond its due time the work of those due before would reach, for it and for those after it."""
         if new.deadline_s is None:
             return -math.inf
-        dues = [(self._due_s(other, now_s), other) for other in candidates] + [(new.deadline_s, new)]
-        lateness_s = -math.inf
-        work_s = 0.0
-        for due_s, candidate in sorted(dues, key=lambda pair: pair[0]):
-            work_s += candidate.remaining_device_s
+        dues = sorted((self._due_s(other, now_s), other.remaining_device_s) for other in candidates)
+        own_s = (1 + self._margin) * new.remaining_device_s
+        before_s = sum(work_s for due_s, work_s in dues if due_s < new.deadline_s)
+        lateness_s = now_s + (1 + RESERVE) * before_s + own_s - new.deadline_s
+        work_s = before_s + new.remaining_device_s
+        for due_s, other_s in dues:
             if due_s >= new.deadline_s:
+                work_s += other_s
                 lateness_s = max(lateness_s, now_s + (1 + self._margin) * work_s - due_s)
         return lateness_s
 

@@ -7,7 +7,7 @@ import heapq
 from collections.abc import Sequence
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engine.cost_model import CostModel, LinearCost
@@ -119,6 +119,7 @@ def simulate(policy: SchedulingPolicy, day: Sequence[Job], budget: StepBudget) -
 
 
 @pytest.mark.parametrize("name", POLICIES)
+@settings(deadline=None)
 @given(day=jobs, budget=budgets)
 def test_everybody_ends_exactly_once_and_no_step_exceeds_the_budget(
     name: PolicyName, day: list[Job], budget: StepBudget
@@ -133,12 +134,14 @@ def test_everybody_ends_exactly_once_and_no_step_exceeds_the_budget(
 
 
 @pytest.mark.parametrize("name", POLICIES)
+@settings(deadline=None)
 @given(day=jobs, budget=budgets)
 def test_the_same_arrivals_give_the_same_schedule(name: PolicyName, day: list[Job], budget: StepBudget) -> None:
     first, again = (simulate(make_policy(name, COST.step_seconds), day, budget) for _ in range(2))
     assert first.steps == again.steps
 
 
+@settings(deadline=None)
 @given(day=jobs, budget=budgets, stretch=st.floats(1.2, 4.0))
 def test_nobody_ends_later_than_the_stated_bound(day: list[Job], budget: StepBudget, stretch: float) -> None:
     margin = 0.1
@@ -148,6 +151,7 @@ def test_nobody_ends_later_than_the_stated_bound(day: list[Job], budget: StepBud
         assert result.ended_s[job.name] - job.arrival_s <= allowed_s * (1 + 1e-9)
 
 
+@settings(deadline=None)
 @given(day=jobs, budget=budgets)
 def test_first_come_runs_one_after_another(day: list[Job], budget: StepBudget) -> None:
     result = simulate(make_policy("first_come", COST.step_seconds), day, budget)
@@ -155,6 +159,7 @@ def test_first_come_runs_one_after_another(day: list[Job], budget: StepBudget) -
     assert order == [[job.name] for job in day for _ in range(job.num_steps)]
 
 
+@settings(deadline=None)
 @given(day=jobs, budget=budgets)
 def test_a_static_batch_is_alike_and_nobody_joins_it(day: list[Job], budget: StepBudget) -> None:
     result = simulate(make_policy("static_batches", COST.step_seconds), day, budget)
@@ -232,6 +237,10 @@ def test_lateness_says_whether_a_deadline_can_be_kept() -> None:
     assert lateness_s(SATURATED, None) == -float("inf")
     assert lateness_s(SATURATED, 4.5) <= 0.0, "others are due later and can wait"
     assert lateness_s(SATURATED, 4.0) == pytest.approx(0.4), "the margin for error does not fit"
+    soon = [dataclasses.replace(other, deadline_s=11.5) for other in here]
+    assert SATURATED.lateness_s(dataclasses.replace(new, deadline_s=27.0), soon, 0.0) <= 0.0
+    late_s = SATURATED.lateness_s(dataclasses.replace(new, deadline_s=20.0), soon, 0.0)
+    assert late_s == pytest.approx(2 * 11.0 + 1.1 * 4.0 - 20.0), "shorter ones will come and overtake"
     first_come = make_policy("first_come", SATURATED._step_seconds)
     assert lateness_s(first_come, 10.0) == pytest.approx(1.1 * 15.0 - 10.0), "everybody here goes first"
 
