@@ -27,9 +27,9 @@ MARGIN = 0.1
 """Share by which predicted work may be too short (the cost model's median error is within it)."""
 
 RESERVE = 1.0
-"""A request with a deadline is taken in where the work due before it fits, and as much again: shorter requests with less
-time will come and overtake. In simulation, at ten times what a device can do, 96 % as many requests then end in time as
-at the best load; without it 86 % of fewer, because long ones had filled the time of all who came later."""
+"""A request with a deadline is taken in where the work due before it fits, and as much again: shorter requests with
+less time will come and overtake. In simulation, at ten times what a device can do, 96 % as many requests then end in
+time as at the best load; without it 86 % of fewer, because long ones had filled the time of all who came later."""
 
 PRIORITY_FACTOR = 4.0
 """A request of high priority ranks as if it had a quarter of its work left, one of low priority four times it."""
