@@ -172,7 +172,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         shown = ",".join(f"{value}:{weight:g}" for value, weight in values.items())
         kind = float if name == "cfg" else int
         flag = "--" + name.removeprefix("num_").removesuffix("_px")
-        parser.add_argument(flag, type=_weights(kind), default=values, metavar="V:W,…", help=f"default {shown}")
+        parser.add_argument(flag, type=weights(kind), default=values, metavar="V:W,…", help=f"default {shown}")
 
 
 def from_flags(arguments: argparse.Namespace) -> tuple[Arrival, ...]:
@@ -187,7 +187,7 @@ def from_flags(arguments: argparse.Namespace) -> tuple[Arrival, ...]:
     )
 
 
-def _weights(kind: type[int] | type[float]) -> Any:
+def weights(kind: type[int] | type[float]) -> Any:
     """``512:0.4,1024:0.6`` or ``512`` as values and weights."""
 
     def weights(text: str) -> dict[Any, float]:

@@ -102,7 +102,7 @@ class Report:
 
 def stage_data(folders: Folders, arguments: argparse.Namespace) -> None:
     """Draw people until all are there or the time is over. Whole shards stay."""
-    from embedded.dataset import Plan, generate
+    from embedded.dataset import Plan, generate, gl_device
 
     if importlib.util.find_spec("moderngl") is None:
         raise SystemExit("drawing needs moderngl: pip install moderngl")
@@ -117,7 +117,7 @@ def stage_data(folders: Folders, arguments: argparse.Namespace) -> None:
     )
     began_s, done = time.monotonic(), 0
     world = World(rank=0, size=1, device=torch.device("cpu"))
-    for count, left in generate(plan, arguments.workers):
+    for count, left in generate(plan, arguments.workers, gl_device(arguments.gl_device)):
         done += count
         seconds = time.monotonic() - began_s
         if left % 20 == 0:
@@ -387,6 +387,7 @@ def _arguments() -> argparse.Namespace:
     drawing.add_argument("--views", type=int, default=8)
     drawing.add_argument("--identities-per-shard", type=int, default=32)
     drawing.add_argument("--workers", type=int, default=os.cpu_count() or 1)
+    drawing.add_argument("--gl-device", default="0", metavar="N|all", help="which GPU draws; not one that trains")
     learning = parser.add_argument_group("learning; defaults are in each stage's settings")
     learning.add_argument("--distill-seconds", type=float, default=0.0, help="flow: distil right afterwards, so long")
     learning.add_argument("--wait-shards", type=int, default=1, help="autoencoder: begin when so many are drawn")

@@ -12,7 +12,9 @@ four-hundredfold. The number is the largest of a few *wants*, each with its reas
 
     Never more replicas than requests: what runs already can't be split. For ``L = 0`` it is ``owed / may_owe_s``.
 ``busy``
-    While arriving work would fill fewer replicas above ``max_utilisation``, none is let go, however short the queue is.
+    So many that arriving work fills them to ``max_utilisation`` at most: a fleet without room to spare queues without
+    end at the first burst (``benchmarks/scaling.py`` shows what room costs and gives). More of them than requests are
+    here are kept, but not started.
 ``held``
     What was wanted within the last ``hold_s``: up at once, down slowly, and so no flapping. Two steps down with a step
     up between them are never closer than that.
@@ -83,7 +85,7 @@ class ScalingRules:
         cold_start_s: from wanting a replica to its first picture, a node's start included.
         hold_s: a number that was wanted is kept at least so long.
         idle_to_zero_s: without any request for so long, no replica is kept (where ``min_replicas`` is 0).
-        max_utilisation: share of its time, 0 to 1, that a replica may be busy when the others are let go.
+        max_utilisation: share of its time, 0 to 1, that a replica may be busy.
         warm_hours: floors by time of day.
         time_zone: of the warm hours.
     """
@@ -92,7 +94,7 @@ class ScalingRules:
     cold_start_s: float
     hold_s: float
     idle_to_zero_s: float
-    max_utilisation: float = 0.85
+    max_utilisation: float = 0.7
     warm_hours: tuple[WarmHours, ...] = ()
     time_zone: datetime.tzinfo = datetime.UTC
 
@@ -211,7 +213,7 @@ class Scaler:
         return _Want(num, "work", f"{now.owed_s:.1f} s of work are owed and {arriving:.2f} s come in each second")
 
     def _busy(self, now: Snapshot, arriving: float) -> _Want:
-        num = min(_ceil(arriving / self.rules.max_utilisation), now.num_target)
+        num = min(_ceil(arriving / self.rules.max_utilisation), max(now.num_target, _ceil(now.num_requests)))
         return _Want(num, "busy", f"{arriving:.2f} s of work come in each second")
 
     def _held(self, now_s: float) -> _Want:

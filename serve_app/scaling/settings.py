@@ -54,7 +54,7 @@ class ScalingSettings(StrictSettings):
     hold_s: float = Field(ge=0.0)
     idle_to_zero_s: float = Field(ge=0.0)
     request_s: float = Field(gt=0.0)
-    max_utilisation: float = Field(default=0.85, gt=0.0, le=1.0)
+    max_utilisation: float = Field(default=0.7, gt=0.0, le=1.0)
     warm_hours: list[WarmHoursSettings] = Field(default_factory=list)
     time_zone: Annotated[str, AfterValidator(_time_zone)] = "UTC"
 
