@@ -265,8 +265,8 @@ class Ledger(Generic[D]):
         lateness_s = self._policy.lateness_s(new, here, now_s)
         if here and lateness_s > 0.0:
             raise EngineBusyError(
-                f"with the work that is here this picture would be about {lateness_s:.1f} s later than max_wait_s "
-                f"({max_wait_s:g})",
+                f"too much work is here to finish this picture within max_wait_s ({max_wait_s:g}); try again in "
+                f"{lateness_s:.1f} s, or allow more time",
                 max(MIN_RETRY_AFTER_S, lateness_s),
             )
 

@@ -1,7 +1,8 @@
 """Who takes part in the next step. Plain Python, no torch, no clock of its own: decisions are tested on a laptop.
 
 A policy sees every request that is here, with the device seconds it still needs, and chooses some whose rows and
-tokens fit the budget of one step. Setting a request aside is cheap: it keeps its latents and nothing else.
+tokens fit the budget of one step. Setting a request aside is cheap: it keeps its latents and what it is conditioned on,
+a few megabytes.
 """
 
 from __future__ import annotations
@@ -154,7 +155,8 @@ class StaticBatches(_InOrder):
 class ShortestRemaining:
     """Shortest remaining work first, step by step, and nobody far behind first come, first served.
 
-    *Order.* By remaining device seconds, divided or multiplied by ``PRIORITY_FACTOR`` for high or low priority.
+    *Order.* By remaining device seconds, divided or multiplied by ``PRIORITY_FACTOR`` for high or low priority; those
+    that will miss their deadline whatever is done come last.
 
     *Company.* A request joins the ``k`` before it where that pays: it delays each of them by what it adds to the step,
     and everybody else gains a ``k``-th of what the device saves by not doing its step apart (steps of ``k + 1`` instead
@@ -181,7 +183,9 @@ class ShortestRemaining:
         """By rank where everybody can still be done when due, else what makes the latest least late."""
         due_s = {candidate.request_id: self._due_s(candidate, now_s) for candidate in candidates}
         by_due = sorted(candidates, key=lambda candidate: due_s[candidate.request_id])
-        by_rank = self._riding_together(sorted(candidates, key=_rank), budget)
+        by_rank = self._riding_together(
+            sorted(candidates, key=lambda one: (_is_hopeless(one, now_s), _rank(one))), budget
+        )
         if self._latest_s(by_rank, by_due, due_s, now_s) <= 0.0:
             return by_rank
         options = (by_rank, self._riding_together(by_due, budget), by_due[:1])
@@ -208,10 +212,9 @@ class ShortestRemaining:
 
     def _due_s(self, candidate: Candidate, now_s: float) -> float:
         due_s = candidate.arrival_s + self._stretch * (candidate.first_come_s - candidate.arrival_s)
-        deadline_s = candidate.deadline_s
-        # A deadline that can't be met even alone binds nobody: hurrying for it would only make others late.
-        is_hopeless = deadline_s is None or now_s + candidate.remaining_device_s > deadline_s
-        return due_s if is_hopeless or deadline_s is None else min(due_s, deadline_s)
+        if candidate.deadline_s is None or _is_hopeless(candidate, now_s):
+            return due_s
+        return min(due_s, candidate.deadline_s)
 
     def _riding_together(self, order: Iterable[Candidate], budget: StepBudget) -> list[Candidate]:
         """The first in order, and who fits and pays for its seat."""
@@ -251,6 +254,11 @@ class ShortestRemaining:
 
 def _rank(candidate: Candidate) -> float:
     return candidate.remaining_device_s * PRIORITY_FACTOR ** (1 - candidate.priority)
+
+
+def _is_hopeless(candidate: Candidate, now_s: float) -> bool:
+    """Whether its deadline can't be met even alone: hurrying for it would only make others late."""
+    return candidate.deadline_s is not None and now_s + candidate.remaining_device_s > candidate.deadline_s
 
 
 def _fits(row_tokens: Sequence[int], budget: StepBudget) -> bool:

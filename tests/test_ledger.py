@@ -128,7 +128,7 @@ def test_who_would_be_too_late_is_refused_at_once() -> None:
     time = Time()
     engine = engine_in(time, policy="first_come")
     engine.submit(request("a", num_steps=40))
-    with pytest.raises(EngineBusyError, match=r"0\.5 s later than max_wait_s \(5\)") as caught:
+    with pytest.raises(EngineBusyError, match=r"within max_wait_s \(5\); try again in 0\.5 s") as caught:
         engine.submit(request("b", max_wait_s=5.0))
     work_for(engine, time, caught.value.retry_after_s)
     engine.submit(request("b", max_wait_s=5.0))

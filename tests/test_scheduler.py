@@ -226,6 +226,12 @@ def test_a_deadline_pulls_a_request_forward_unless_it_is_hopeless() -> None:
     assert names(SATURATED.choose(with_deadline(40.0), WIDE, 0.0)) == ["r1"], "there is time"
 
 
+def test_work_that_will_be_worthless_is_done_last() -> None:
+    short, long = crowd(2.0, 9.0)
+    assert names(SATURATED.choose([short, long], WIDE, 0.0)) == ["r0"]
+    assert names(SATURATED.choose([dataclasses.replace(short, deadline_s=1.0), long], WIDE, 0.0)) == ["r1"]
+
+
 def test_lateness_says_whether_a_deadline_can_be_kept() -> None:
     here = crowd(10.0, 1.0)
     (new,) = crowd(4.0)
