@@ -249,6 +249,16 @@ def test_a_ledger_remembers_who_may_not_come_back() -> None:
     assert steps(second.sums()) == 10
 
 
+def test_who_leaves_in_peace_leaves_its_totals_and_no_gauges() -> None:
+    recorder, ledger = Recorder(), Ledger(clock=Clock())
+    recorder.close_with(lambda timeout_s: ledger.take(recorder.report()))
+    recorder.set(table.ENGINE_WAITING, 3)
+    ledger.take(recorder.report())
+    recorder.add(table.ENGINE_STEPS, by=7)
+    recorder.close()
+    assert ledger.sums() == {(table.ENGINE_STEPS.name, ()): (7.0,)}
+
+
 # -- engines and devices -----------------------------------------------------------------------------------------------
 
 

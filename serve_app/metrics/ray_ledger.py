@@ -115,7 +115,9 @@ class RayLedger:
                     num_cpus=0,
                     resources=HEAD_NODE,
                     max_restarts=-1,
-                    max_task_retries=3,
+                    # Nothing repeated by Ray: with max_task_retries, calls of one caller waited for ever behind the
+                    # repeated one after a restart (2.60, seen often). The next report says it all anyway.
+                    max_task_retries=0,
                 )
                 .remote(self._name)
             )
@@ -139,11 +141,11 @@ class Reporter:
         """Begin reporting."""
         self._thread.start()
 
-    def close(self) -> None:
-        """Report a last time and end."""
+    def close(self, timeout_s: float) -> None:
+        """Report a last time and end; wait no longer for it than this."""
         self._stopping.set()
         self._recorder.changed.set()
-        self._thread.join(TIMEOUT_S)
+        self._thread.join(timeout_s)
 
     def _run(self) -> None:
         while not self._stopping.is_set():

@@ -8,8 +8,12 @@ import secrets
 import threading
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from typing import Final
 
 from serve_app.metrics.metric import Metric, Series, Values
+
+CLOSE_S: Final = 5.0
+"""A last report takes milliseconds, unless the ledger is just being replaced."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -46,7 +50,8 @@ class Recorder:
         self._num_open: dict[str, int] = {}
         self._number = 0
         self._refreshers: list[Callable[[], None]] = []
-        self._closers: list[Callable[[], None]] = []
+        self._closers: list[Callable[[float], None]] = []
+        self._is_closed = False
 
     def at_once(self) -> AbstractContextManager[object]:
         """What is counted within goes into the same report."""
@@ -87,14 +92,19 @@ class Recorder:
         """Call this before every report, for what is looked up and not told. From another thread."""
         self._refreshers.append(refresh)
 
-    def close_with(self, close: Callable[[], None]) -> None:
-        """Call this when the process goes in peace."""
+    def close_with(self, close: Callable[[float], None]) -> None:
+        """Call this at the end, with the seconds it may take."""
         self._closers.append(close)
 
-    def close(self) -> None:
-        """The process goes; what was counted is reported a last time."""
+    def close(self, timeout_s: float = CLOSE_S) -> None:
+        """Nothing is counted here any more: report a last time, without gauges.
+
+        Args:
+            timeout_s: how long that is waited for; with 0 it happens meanwhile.
+        """
+        self._is_closed = True
         while self._closers:
-            self._closers.pop()()
+            self._closers.pop()(timeout_s)
 
     def report(self) -> Report:
         """All of it, now."""
@@ -107,7 +117,7 @@ class Recorder:
                 source=self.source,
                 number=self._number,
                 totals={series: tuple(numbers) for series, numbers in self._totals.items()},
-                gauges={series: tuple(numbers) for series, numbers in self._gauges.items()},
+                gauges={series: tuple(n) for series, n in self._gauges.items() if not self._is_closed},
             )
 
     def _numbers(self, metric: Metric, values: tuple[str, ...]) -> list[float]:

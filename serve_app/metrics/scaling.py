@@ -24,6 +24,10 @@ class ScalingMetrics:
         self._recorder.set(table.OWED_SECONDS, decision.owed_s, self._deployment)
         self._recorder.set(table.ARRIVING, decision.arriving, self._deployment)
 
+    def close(self) -> None:
+        """Another policy decides from now on. Does not wait: Serve's controller has more to do."""
+        self._recorder.close(0.0)
+
     def changed(self, decision: Decision, by: int) -> None:
         """It wants another number than there is."""
         self._recorder.add(table.DECISIONS, self._deployment, decision.cause, "up" if by > 0 else "down")

@@ -50,6 +50,10 @@ class WorkPolicy:
         self._use(settings)
         self._metrics: ScalingMetrics | None = None  # begins where the policy is asked, not where it is made
 
+    def __del__(self) -> None:
+        if self._metrics is not None:
+            self._metrics.close()
+
     def __call__(self, ctx: AutoscalingContext) -> tuple[int, dict[str, Any]]:
         """The wanted number of replicas; and the state that Serve keeps, of which there is none."""
         try:
