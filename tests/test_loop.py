@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import random
 import threading
+from collections import Counter
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -13,7 +16,7 @@ from engine.errors import EngineStoppedError, InvalidRequestError, RequestCancel
 from engine.fake import FakeEngine, picture
 from engine.loop import EngineLoop
 from engine.profile import load_profile
-from engine.request import EngineEvent, Failed, ImageRequest, Queued, StepProgress
+from engine.request import EngineEvent, Failed, Finished, ImageRequest, Queued, StepProgress
 
 PROFILE = load_profile("embedded")
 
@@ -91,6 +94,61 @@ def test_a_caller_that_goes_away_is_dropped_at_the_next_step() -> None:
         stats = engine.stats()
         assert (stats.num_cancelled, stats.num_finished) == (1, 1)
         assert stats.num_sample_steps <= 1 + 3 + 1, "one step was under way, and none after it"
+        loop.check()
+        await loop.close()
+
+    run(scenario)
+
+
+class CountingEngine(FakeEngine):
+    """Counts the steps that each request takes after it was cancelled."""
+
+    def __init__(self) -> None:
+        self.cancelled: set[str] = set()
+        self.num_steps_after: Counter[str] = Counter()
+        super().__init__(PROFILE, step_s=0.001, max_running=4)
+
+    def cancel(self, request_id: str) -> bool:
+        is_here = super().cancel(request_id)
+        if is_here:
+            self.cancelled.add(request_id)
+        return is_here
+
+    def step(self) -> list[EngineEvent]:
+        events = super().step()
+        steps = [event.request_id for event in events if isinstance(event, StepProgress)]
+        self.num_steps_after.update(self.cancelled.intersection(steps))
+        return events
+
+
+def test_a_hundred_callers_that_leave_at_random_cost_one_further_step_each_at_most() -> None:
+    async def scenario() -> None:
+        rng = random.Random(0)
+        engine = CountingEngine()
+        loop = EngineLoop(engine)
+        loop.start()
+        drawings: list[asyncio.Task[Finished]] = []
+
+        def leave_after(index: int, num_events: int) -> Callable[[Queued | StepProgress], None]:
+            seen: list[Queued | StepProgress] = []
+
+            def hear(event: Queued | StepProgress) -> None:
+                seen.append(event)
+                if len(seen) == num_events:
+                    drawings[index].cancel()
+
+            return hear
+
+        for index in range(100):
+            hear = leave_after(index, rng.randint(1, 18))
+            drawings.append(asyncio.create_task(loop.draw(request(index, num_steps=20), hear)))
+        results = await asyncio.gather(*drawings, return_exceptions=True)
+        assert all(isinstance(result, asyncio.CancelledError) for result in results)
+        await loop.draw(request(1000))
+        assert set(engine.num_steps_after.values()) <= {1}
+        stats = engine.stats()
+        assert (stats.num_cancelled, stats.num_finished) == (100, 1)
+        assert (stats.num_waiting, stats.num_running, stats.queued_device_s) == (0, 0, 0.0)
         loop.check()
         await loop.close()
 
