@@ -14,10 +14,20 @@ from benchmarks.load_sender import Outcome
 from serve_app import report_page
 
 PERCENTILES = (50, 90, 95, 99)
-SHOWN_STAGES = ("face", "queue", "encode", "denoise", "decode", "compress", "service and network", "late sending")
+SHOWN_STAGES = (
+    "face",
+    "queue",
+    "encode",
+    "denoise",
+    "decode",
+    "compress",
+    "route",
+    "service and network",
+    "late sending",
+)
 """In the order of a request's road; the last two are what the service's own figures leave of the latency."""
 
-_COLOURS = ("#7fa8c9", "#c9c2a5", "#9bbf85", "#39678c", "#d59b5b", "#a8748f", "#8a8a8a", "#c44e52")
+_COLOURS = ("#7fa8c9", "#c9c2a5", "#9bbf85", "#39678c", "#d59b5b", "#a8748f", "#b5b5b5", "#8a8a8a", "#c44e52")
 _OK_COLOUR, _BAD_COLOUR, _ALL_COLOUR = "#39678c", "#c44e52", "#444444"
 
 
