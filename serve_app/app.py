@@ -55,7 +55,7 @@ class Ingress:
         observe(INGRESS, settings.tracing, replica=context.replica_id.unique_id)
         self._args = self._settings = settings
         self._app: FastAPI | None = None
-        self._recorder = open_recorder(context.app_name)
+        self._recorder = open_recorder()
         self._start = ReplicaStart(self._recorder, INGRESS)
         self._metrics = IngressMetrics(self._recorder, RayLedger(context.app_name).exchange)
         self._backend = RayBackend(

@@ -263,7 +263,7 @@ def test_who_leaves_in_peace_leaves_its_totals_and_no_gauges() -> None:
 
 
 def test_a_metered_engine_counts_every_step_and_every_end() -> None:
-    recorder = Recorder()
+    recorder = Recorder("replica-1")
     engine = MeteredEngine(FakeEngine(load_profile("embedded"), step_s=0.1, sleep=lambda _: None), recorder, "CPU")
     for i in range(3):
         engine.submit(ImageRequest(request_id=f"{i}", prompt="p", width_px=64, height_px=64, num_steps=2 + i))
@@ -280,7 +280,8 @@ def test_a_metered_engine_counts_every_step_and_every_end() -> None:
     assert samples["likeness_engine_step_token_room_total",] == stats.num_steps * stats.max_step_tokens
     assert samples["likeness_engine_requests_total", "finished"] == 2
     assert samples["likeness_engine_requests_total", "cancelled"] == 1
-    assert samples["likeness_cost_model_ratio_count",] == 2
+    assert stats.cost_model_error is not None
+    assert samples["likeness_cost_model_error_ratio", "replica-1"] == stats.cost_model_error
     assert samples["likeness_device_seconds_total", "CPU", "denoise"] == pytest.approx(stats.device_s)
 
 

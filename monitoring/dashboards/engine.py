@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from monitoring.dashboards.queries import W, by_quantile, heat, ratio
+from monitoring.dashboards.queries import W, heat, ratio
 from monitoring.panels import Dashboard, Panel, Row
 
 ENGINE = Dashboard(
@@ -93,12 +93,17 @@ ENGINE = Dashboard(
                     queries={"queued": "likeness_engine_queued_device_seconds"},
                 ),
                 Panel(
-                    title="Measured over predicted",
+                    title="Steps are predicted wrong by",
                     text=(
-                        "Device seconds of a request divided by the prediction at its arrival. "
-                        "Admission, scheduling and scaling rest on it; 1 is right."
+                        "Median over each replica's last steps. Admission, scheduling and scaling "
+                        "rest on the predictions."
                     ),
-                    queries=by_quantile("likeness_cost_model_ratio", 0.1, 0.5, 0.9),
+                    unit="percentunit",
+                    limit="objective",
+                    queries={
+                        "{{replica}}": "likeness_cost_model_error_ratio",
+                        "objective": "likeness:objective:cost_model_error",
+                    },
                 ),
             ),
         ),

@@ -114,8 +114,11 @@ SCALING = Dashboard(
             panels=(
                 Panel(
                     title="Ray's nodes",
-                    text="Whose metrics agents answer, of those that Ray lists.",
-                    queries={"listed": 'count(up{job="ray"})', "answering": 'sum(up{job="ray"})'},
+                    text="As they report themselves; and addresses that Ray lists and that don't answer.",
+                    queries={
+                        "nodes": "count(ray_node_mem_total)",
+                        "silent addresses": 'count(up{job="ray"} == 0) or vector(0)',
+                    },
                 ),
             ),
         ),

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 
 from engine.profile import ModelProfile
 from engine.protocol import ImageEngine
-from engine.request import EngineEvent, EngineStats, Failed, Finished, ImageRequest, Queued
+from engine.request import EngineEvent, EngineStats, ImageRequest, Queued
 from serve_app.metrics import table
 from serve_app.metrics.metric import Metric
 from serve_app.metrics.recorder import Recorder
@@ -27,7 +27,6 @@ class MeteredEngine:
         self._engine = engine
         self._recorder = recorder
         self._device_name = device_name
-        self._predicted_s: dict[str, float] = {}
         recorder.refresh_with(self._refresh)
 
     @property
@@ -40,9 +39,7 @@ class MeteredEngine:
         return self._engine.has_work
 
     def submit(self, request: ImageRequest) -> Queued:
-        queued = self._engine.submit(request)
-        self._predicted_s[request.request_id] = queued.predicted_device_s
-        return queued
+        return self._engine.submit(request)
 
     def cancel(self, request_id: str) -> bool:
         return self._engine.cancel(request_id)
@@ -55,11 +52,6 @@ class MeteredEngine:
         for _ in range(num_passes):
             num_requests = (after.num_sample_steps - before.num_sample_steps) / num_passes
             self._recorder.observe(table.BATCH_SIZE, num_requests)
-        for event in events:
-            if isinstance(event, Finished | Failed):
-                predicted_s = self._predicted_s.pop(event.request_id, 0.0)
-                if isinstance(event, Finished) and predicted_s > 0.0:
-                    self._recorder.observe(table.COST_RATIO, event.device_s / predicted_s)
         return events
 
     def warm_up(self) -> None:
@@ -93,6 +85,8 @@ class MeteredEngine:
         recorder.set(table.ENGINE_WAITING, stats.num_waiting)
         recorder.set(table.ENGINE_RUNNING, stats.num_running)
         recorder.set(table.QUEUED_SECONDS, stats.queued_device_s)
+        if stats.cost_model_error is not None:
+            recorder.set(table.COST_MODEL_ERROR, stats.cost_model_error, recorder.source)
 
 
 def follow_device(recorder: Recorder, device_name: str, read: Callable[[], DeviceReadings]) -> None:

@@ -169,12 +169,16 @@ def open_recorder(app_name: str = "") -> Recorder:
     """A recorder whose counts reach the application's ledger until it is closed.
 
     Args:
-        app_name: the application; that of the replica which calls this where none is given.
+        app_name: the application, for a process that is none of its replicas. A replica's recorder is named as Serve
+            names the replica.
     """
     assert ray.is_initialized(), "a process that belongs to no cluster has no ledger to report to"
-    recorder = Recorder()
-    ledger = RayLedger(app_name or serve.get_replica_context().app_name)
-    reporter = Reporter(recorder, ledger.take)
+    source = ""
+    if not app_name:
+        context = serve.get_replica_context()
+        app_name, source = context.app_name, context.replica_id.unique_id
+    recorder = Recorder(source)
+    reporter = Reporter(recorder, RayLedger(app_name).take)
     recorder.close_with(reporter.close)
     reporter.start()
     return recorder

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from typing import Final, get_args
 
 from serve_app.errors import ANSWERS, INTERNAL_ANSWER, INTERNAL_ERROR_TYPE
-from serve_app.metrics.metric import OTHER, Metric, closed, open_
+from serve_app.metrics.metric import Metric, closed, open_
 from serve_app.scaling.decision import Cause
 from serve_app.stages import DEPLOYMENTS, FACE_STAGE, FLUX_REPLICA, IDENTITY_STAGE, OPTIONAL_DEPLOYMENTS
 
@@ -72,7 +72,6 @@ def _ends() -> Iterator[tuple[str, str, str]]:
     yield outcome_of(INTERNAL_ERROR_TYPE, INTERNAL_ANSWER.status)
     for error, answer in ANSWERS.items():
         yield outcome_of(answer.type_name or error.__name__, answer.status)
-    yield OTHER, OTHER, OTHER
 
 
 # -- requests: counted by the ingress, once each ----------------------------------------------------------------------
@@ -168,11 +167,11 @@ CACHE_LOOKUPS = closed(
     result=("hit", "miss"),
 )
 CACHE_BYTES = closed("engine_cache_bytes", "gauge", "What the caches hold.", cache=("text", "image"))
-COST_RATIO = closed(
-    "cost_model_ratio",
-    "histogram",
-    "Device seconds of a finished request, measured divided by predicted at its arrival.",
-    buckets=(0.25, 0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.95, 1, 1.05, 1.1, 1.15, 1.2, 1.3, 1.4, 1.6, 2, 4),
+COST_MODEL_ERROR = open_(
+    "cost_model_error_ratio",
+    "gauge",
+    "Median over a replica's last steps of how far their prediction was off: 0.1 is 10 %.",
+    "replica",
 )
 BATCH_SIZE = closed(
     "engine_batch_requests", "histogram", "Requests in a step.", buckets=(1, 2, 3, 4, 6, 8, 12, 16, 24, 32)

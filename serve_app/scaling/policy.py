@@ -117,11 +117,8 @@ class WorkPolicy:
         app_name = ctx.app_name or ""
         if self._metrics is None:
             self._metrics = ScalingMetrics(open_recorder(app_name), ctx.deployment_name)
-        self._metrics.decided(decision)
-        by = decision.num_replicas - ctx.target_num_replicas
-        if not by:
+        if not self._metrics.decided(decision, ctx.target_num_replicas):
             return
-        self._metrics.changed(decision, by)
         line = {
             "event": "scaling",
             "deployment": ctx.deployment_name,
