@@ -24,7 +24,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from serve_app.scaling.decision import Decision, Scaler, ScalingRules, Snapshot
+from serve_app.scaling.decision import Decision, Scaler, Snapshot
+from serve_app.scaling.rules import ScalingRules
 from tests.simulated_fleet import Arrival, Run, simulate
 
 RESULTS = Path(__file__).parent / "results"

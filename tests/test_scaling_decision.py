@@ -13,7 +13,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from serve_app.scaling.decision import Decision, Scaler, ScalingRules, Snapshot, WarmHours
+from serve_app.scaling.decision import Decision, Scaler, Snapshot
+from serve_app.scaling.rules import ScalingRules, WarmHours
 from tests.simulated_fleet import START, Arrival, Run, simulate
 
 RULES = ScalingRules(may_owe_s=10.0, cold_start_s=5.0, hold_s=60.0, idle_to_zero_s=120.0)

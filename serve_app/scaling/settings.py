@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
-from serve_app.scaling.decision import WEEKDAYS, ScalingRules, WarmHours
+from serve_app.scaling.rules import WEEKDAYS, ScalingRules, WarmHours
 from serve_app.strict import StrictSettings
 
 POLICY = "serve_app.scaling.policy:WorkPolicy"
@@ -46,7 +46,7 @@ class WarmHoursSettings(StrictSettings):
 
 
 class ScalingSettings(StrictSettings):
-    """See :class:`serve_app.scaling.decision.ScalingRules`. ``request_s``: what a request is taken to need, in seconds
+    """See :class:`serve_app.scaling.rules.ScalingRules`. ``request_s``: what a request is taken to need, in seconds
     of a replica, until replicas have told better."""
 
     may_owe_s: float = Field(gt=0.0)
