@@ -35,7 +35,8 @@ from benchmarks.traces import Arrival, Mix
 from engine.cost_model import CostModel
 from engine.profile import load_profile
 from engine.scheduler import StepBudget
-from serve_app.scaling.decision import Scaler, ScalingRules, Snapshot
+from serve_app.scaling.decision import Scaler, Snapshot
+from serve_app.scaling.rules import ScalingRules
 
 MONDAY = datetime.datetime(2026, 3, 2, tzinfo=datetime.UTC)
 
