@@ -162,7 +162,7 @@ def test_every_module_has_a_docstring() -> None:
 def test_every_pin_of_the_project_is_what_the_constraints_install() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     extras = project["optional-dependencies"]
-    asked = [*project["dependencies"], *extras["identity"], *extras["tracing"], *extras["dev"]]
+    asked = [*project["dependencies"], *extras["gpu"], *extras["identity"], *extras["tracing"], *extras["dev"]]
     asked = [requirement for requirement in asked if not requirement.startswith("likeness[")]  # the extras themselves
     lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
     locked = dict(line.lower().replace("_", "-").split("==") for line in lines if line and not line.startswith("#"))

@@ -56,6 +56,7 @@ class Ledger:
         self._clock = clock
         self._sources: dict[str, _Source] = {}
         self._gone: dict[Series, tuple[float, ...]] = {}
+        self._shown: dict[Series, tuple[float, ...]] = {}
         self._forgotten: dict[str, None] = {}  # in order
         if saved:
             self._restore(json.loads(saved))
@@ -68,21 +69,27 @@ class Ledger:
         self._sources[report.source] = _Source(report=report, heard_s=self._clock())
 
     def sums(self) -> Values:
-        """Totals of all processes that ever were, gauges of those that are."""
+        """Totals of all processes that ever were, gauges of those that are. Totals are never below those shown before.
+
+        Not even by the last bit: the same numbers added up in another order may come out a little smaller.
+        """
         self._forget()
         now_s = self._clock()
         sources = self._sources.values()
-        parts = [self._gone, *(source.report.totals for source in sources)]
-        parts += [source.report.gauges for source in sources if now_s - source.heard_s < SILENCE_S]
-        return _sum(parts)
+        totals = _sum([self._gone, *(source.report.totals for source in sources)])
+        for series, before in self._shown.items():
+            totals[series] = tuple(map(max, totals.get(series, before), before))
+        self._shown = totals
+        return {**totals, **_sum(s.report.gauges for s in sources if now_s - s.heard_s < SILENCE_S)}
 
     def save(self) -> str:
         """Everything needed to go on in another process."""
         sources = [[s.report.source, s.report.number, _rows(s.report.totals)] for s in self._sources.values()]
-        return json.dumps({"gone": _rows(self._gone), "forgotten": list(self._forgotten), "sources": sources})
+        sums = {"gone": _rows(self._gone), "shown": _rows(self._shown)}
+        return json.dumps({**sums, "forgotten": list(self._forgotten), "sources": sources})
 
     def _restore(self, saved: dict[str, Any]) -> None:
-        self._gone = _values(saved["gone"])
+        self._gone, self._shown = _values(saved["gone"]), _values(saved["shown"])
         self._forgotten = dict.fromkeys(saved["forgotten"])
         for source, number, totals in saved["sources"]:
             # Its gauges are the past's; its next report has them anew.
