@@ -11,13 +11,14 @@ VENV := python3 scripts/make_venv.py $(if $(PYTHON),--python $(PYTHON))
 CONTAINED := $(BIN)/python -m serve_app.local.contain --private-network --
 PYTEST_ARGS ?=
 
-.PHONY: help demo serve monitor test test-cluster test-slow lint clean venv venv-dev models train-embedded
+.PHONY: help demo serve monitor test test-quick test-cluster test-slow lint clean venv venv-dev models train-embedded
 
 help:
 	@echo "make demo    start the application, draw examples/astronaut.jpg's person into output/demo.jpg, stop"
 	@echo "make serve   run the application on http://127.0.0.1:$(PORT) until Ctrl-C   [PORT=8000] [CONFIG=$(CONFIG)]"
 	@echo "make monitor Prometheus with this project's rules, for a running make serve, on http://127.0.0.1:9090"
-	@echo "make test    lint, types and all tests                                [PYTEST_ARGS=...]"
+	@echo "make test    lint, types, all tests, then test-cluster                [PYTEST_ARGS=...]"
+	@echo "make test-quick   the same without test-cluster"
 	@echo "make test-cluster   what is lost when replicas and nodes of a real cluster die under load: nothing; minutes"
 	@echo "make test-slow   training of the embedded model in miniature"
 	@echo "make lint    lint and types only"
@@ -34,7 +35,9 @@ serve: models
 monitor: venv
 	@$(BIN)/python -m monitoring.start --target 127.0.0.1:$(PORT)
 
-test: lint
+test: test-quick test-cluster
+
+test-quick: lint
 	$(CONTAINED) $(BIN)/python -m pytest $(PYTEST_ARGS)
 
 test-cluster: venv-dev
