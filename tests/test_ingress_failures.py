@@ -12,7 +12,7 @@ import pytest
 
 from engine.errors import EngineBusyError, EngineStoppedError, FaceNotFoundError, OutOfDeviceMemoryError
 from serve_app.errors import StageUnavailableError
-from tests.asgi import URL, Service, body, until, with_service
+from tests.asgi import URL, HeldSteps, Service, body, until, with_service
 
 
 @pytest.mark.parametrize(
@@ -66,13 +66,16 @@ def test_a_bug_in_another_route_is_not_shown_either() -> None:
 
 
 def test_a_request_over_its_time_is_ended_and_its_work_dropped() -> None:
+    held = HeldSteps()
+
     async def test(service: Service) -> None:
         response = await service.draw(steps=100)
         assert (response.status_code, response.json()["type"]) == (504, "DeadlineExceededError")
+        held.let_go_of_all()
         await until(lambda: service.stages.engine.stats().num_cancelled == 1)
         assert service.stages.engine.stats().num_running == 0
 
-    with_service(test, limits={"request_timeout_s": 0.05})
+    with_service(test, held=held, limits={"request_timeout_s": 1.0})
 
 
 Ending = Callable[[], dict[str, Any]]

@@ -105,7 +105,10 @@ def test_requests_that_died_with_their_replica_are_not_held_against_their_client
             limits._timeout_s = 30.0
             return await limits.enter(visit, "a", ClientLimits(max_concurrent=2)) is None
 
-    one, two = (ray.remote(Replica).options(num_cpus=0).remote() for _ in range(2))
+    # Detached: on a busy machine Ray may take a handle for forgotten before its actor has started.
+    one, two = (
+        ray.remote(Replica).options(num_cpus=0, lifetime="detached", name=f"replica {n}").remote() for n in range(2)
+    )
     assert [ray.get(replica.enter.remote(f"{n}")) for n, replica in enumerate((one, two, one, two))] == [
         True,
         True,
@@ -115,6 +118,7 @@ def test_requests_that_died_with_their_replica_are_not_held_against_their_client
     ray.kill(one)
     until(lambda: ray.get(two.enter.remote("again")))
     assert not ray.get(two.enter.remote("and again")), "what the living replica has at work still counts"
+    ray.kill(two)
 
 
 def unreachable() -> Any:
