@@ -153,6 +153,19 @@ def test_every_proxy_runs_unanswered_requests_again(
     assert private_environment(tmp_path, {})[CALLBACK_VARIABLE] == CALLBACK
 
 
+def test_payloads_travel_inside_their_calls_everywhere(
+    cluster: dict[str, Any], rayservice: dict[str, Any], tmp_path: Path
+) -> None:
+    """Bodies, crops and pictures; Ray takes one value for a whole cluster from the environment of each of its nodes."""
+    name, value = "RAY_max_direct_call_object_size", str(2**20)
+    assert private_environment(tmp_path, {})[name] == value
+    assert all(options(cluster[f"{kind}_start_ray_commands"][-1])[name] == value for kind in ("head", "worker"))
+    config = rayservice["spec"]["rayClusterConfig"]
+    for group in (config["headGroupSpec"], *config["workerGroupSpecs"]):
+        (container,) = group["template"]["spec"]["containers"]
+        assert {"name": name, "value": value} in container["env"]
+
+
 def test_no_pod_can_be_reached_but_at_the_entrance(rayservice: dict[str, Any]) -> None:
     config = rayservice["spec"]["rayClusterConfig"]
     assert config["authOptions"]["mode"] == "token"
