@@ -7,7 +7,7 @@ import math
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from serve_app.access.limiter import Limiter, Refusal
@@ -28,7 +28,6 @@ class Clock:
         return self.now_s
 
 
-@settings(deadline=None)
 @given(
     steps_s=st.lists(STEPS_S, min_size=1, max_size=80),
     per_minute=st.sampled_from([7.5, 30.0, 60.0, 240.0]),
@@ -48,7 +47,6 @@ def test_no_window_holds_more_requests_than_burst_and_rate_allow(
             assert last - first + 1 <= burst + (taken_s[last] - start_s) * per_minute / 60.0
 
 
-@settings(deadline=None)
 @given(
     num_taken=st.integers(0, 12),
     burst=st.integers(1, 6),
@@ -89,7 +87,6 @@ WORK = st.builds(
 )
 
 
-@settings(deadline=None)
 @given(works=st.lists(WORK, min_size=1, max_size=40), device_s=st.sampled_from([1.0, 8.0, 20.0]))
 def test_no_window_holds_more_device_seconds_than_the_quota_and_wrong_predictions(
     works: list[Work], device_s: float
@@ -122,7 +119,6 @@ def test_no_window_holds_more_device_seconds_than_the_quota_and_wrong_prediction
         assert sum(taken_s for taken_s, _ in inside) <= device_s + sum(over_s for _, over_s in inside)
 
 
-@settings(deadline=None)
 @given(
     charges=st.lists(st.tuples(STEPS_S, st.integers(0, 40).map(lambda n: n / 8)), max_size=30),
     wanted_s=st.integers(0, 64).map(lambda n: n / 8),
@@ -190,7 +186,6 @@ def test_a_refusal_names_its_limit_and_counts_for_nothing() -> None:
     assert enter(one, "y", **limits) is None
 
 
-@settings(deadline=None)
 @given(moves=st.lists(st.tuples(st.sampled_from(["enter", "leave", "wait"]), st.integers(0, 9)), max_size=60))
 def test_never_more_requests_at_work_than_allowed(moves: list[tuple[str, int]]) -> None:
     clock = Clock()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from engine.cache import ByteBudgetCache
@@ -40,7 +40,6 @@ class Model:
             self.num_evictions += 1
 
 
-@settings(deadline=None)
 @given(st.integers(0, 100), OPERATIONS)
 def test_behaves_like_the_model_and_never_exceeds_its_budget(budget_bytes: int, operations: list[Operation]) -> None:
     cache: ByteBudgetCache[int, int] = ByteBudgetCache(budget_bytes)

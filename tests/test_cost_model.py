@@ -9,7 +9,7 @@ import math
 import random
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from engine.cost_meter import CostFollower, CostMeter
@@ -30,7 +30,6 @@ WORK = RequestWork(
 )
 
 
-@settings(deadline=None)
 @given(COEFFICIENTS, ROWS)
 def test_exact_timings_are_fitted_exactly(coefficients: tuple[float, ...], rows: list[int]) -> None:
     truth = LinearCost.of(*coefficients)
@@ -39,7 +38,6 @@ def test_exact_timings_are_fitted_exactly(coefficients: tuple[float, ...], rows:
     assert fitted.seconds(features) == pytest.approx(truth.seconds(features), rel=1e-3)
 
 
-@settings(deadline=None)
 @given(st.lists(st.floats(1e-4, 10.0), min_size=len(SHAPES), max_size=len(SHAPES)))
 def test_no_timing_makes_a_cost_negative_and_none_is_fitted_worse_than_by_a_constant(times: list[float]) -> None:
     samples = [(step_features(shape), seconds) for shape, seconds in zip(SHAPES, times, strict=True)]
@@ -53,7 +51,6 @@ def test_no_timing_makes_a_cost_negative_and_none_is_fitted_worse_than_by_a_cons
     assert error(fitted) <= error(constant) * (1 + 1e-6)
 
 
-@settings(deadline=None)
 @given(COEFFICIENTS, ROWS, ROWS)
 def test_more_costs_more_and_together_is_never_dearer_than_apart(
     coefficients: tuple[float, ...], some: list[int], others: list[int]
@@ -63,7 +60,6 @@ def test_more_costs_more_and_together_is_never_dearer_than_apart(
     assert model.step_seconds(some) <= model.step_seconds([*some, *others]) <= apart * (1 + 1e-12)
 
 
-@settings(deadline=None)
 @given(COEFFICIENTS, ROWS, st.floats(1e-6, 1e6))
 def test_one_observation_moves_the_prediction_toward_it_by_a_bounded_part(
     coefficients: tuple[float, ...], rows: list[int], ratio: float

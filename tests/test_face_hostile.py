@@ -216,7 +216,7 @@ EDITS = st.lists(
 )
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 @given(st.sampled_from(SEEDS), EDITS, st.booleans())
 def test_damaged_files_give_a_picture_or_a_reference_image_error(
     seed: bytes, edits: list[tuple[float, str, bytes]], is_in_head: bool

@@ -106,7 +106,6 @@ def test_even_an_open_label_is_bounded_in_each_process() -> None:
     assert devices["likeness_device_seconds_total", OTHER, OTHER] == 100 - MAX_OPEN_SERIES
 
 
-@settings(deadline=None)
 @given(st.lists(st.floats(0.0, 1e4), max_size=30))
 def test_a_histogram_is_what_was_observed(values: list[float]) -> None:
     recorder = Recorder()
@@ -196,7 +195,7 @@ EVENTS = ("count", "report", "report late", "leave", "die", "scrape", "an hour p
 events = st.lists(st.tuples(st.sampled_from(EVENTS), st.integers(0, 3)), max_size=60)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(events)
 def test_sums_never_sink_and_end_exact_whoever_dies(script: list[Event]) -> None:
     """Four processes that count, report, leave, die and are replaced, and a ledger that dies: the law of it all."""

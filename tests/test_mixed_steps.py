@@ -85,7 +85,7 @@ def relative_error(a: Tensor, b: Tensor) -> float:
     return float((a - b).norm() / b.norm())
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture])
 @given(crowd=st.lists(rows(), min_size=2, max_size=8))
 def test_a_step_in_any_company_equals_the_step_alone(
     runner: FluxRunner, crowd: list[tuple[DrawnSize, int, int | None, float, float, float, int]]
@@ -96,7 +96,7 @@ def test_a_step_in_any_company_equals_the_step_alone(
         assert relative_error(velocity, alone) <= STEP_ERROR
 
 
-@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=20, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture])
 @given(crowd=st.lists(rows(), min_size=2, max_size=6), data=st.data())
 def test_one_rows_conditions_do_not_reach_another_to_the_bit(
     runner: FluxRunner, crowd: list[tuple[DrawnSize, int, int | None, float, float, float, int]], data: st.DataObject
@@ -182,7 +182,7 @@ class _Listening(FluxRunner):
         return super().decode(tokens, size)
 
 
-@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=20, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture])
 @given(
     crowd=st.lists(any_request(), min_size=2, max_size=7),
     seed=st.integers(0, 10_000),

@@ -200,7 +200,7 @@ def test_the_next_run_goes_on_from_the_partial_file(hub: HubServer, tmp_path: Pa
     assert partials(tmp_path) == []
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=25, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture])
 @given(st.lists(st.integers(0, len(CONTENT)), max_size=6))
 def test_any_cuts_over_any_runs_give_the_same_file(tmp_path_factory: pytest.TempPathFactory, cuts: list[int]) -> None:
     folder = tmp_path_factory.mktemp("cuts")

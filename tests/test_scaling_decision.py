@@ -71,7 +71,6 @@ RULE_CHOICES = st.builds(
 )
 
 
-@settings(deadline=None)
 @given(RULE_CHOICES, histories())
 def test_decisions_are_within_bounds_and_say_why(rules: ScalingRules, moments: list[Snapshot]) -> None:
     for moment, decision in zip(moments, decide_all(rules, moments), strict=True):
@@ -79,13 +78,11 @@ def test_decisions_are_within_bounds_and_say_why(rules: ScalingRules, moments: l
         assert decision.reason
 
 
-@settings(deadline=None)
 @given(RULE_CHOICES, histories())
 def test_the_same_history_gives_the_same_decisions(rules: ScalingRules, moments: list[Snapshot]) -> None:
     assert decide_all(rules, moments) == decide_all(rules, moments)
 
 
-@settings(deadline=None)
 @given(RULE_CHOICES, histories(), st.floats(0.0, 1000.0))
 def test_more_work_never_means_fewer_replicas(rules: ScalingRules, moments: list[Snapshot], more_s: float) -> None:
     last = moments[-1]
@@ -95,7 +92,6 @@ def test_more_work_never_means_fewer_replicas(rules: ScalingRules, moments: list
     assert more.num_replicas >= fewer.num_replicas
 
 
-@settings(deadline=None)
 @given(RULE_CHOICES, histories())
 def test_steps_down_around_a_step_up_are_a_hold_apart(rules: ScalingRules, moments: list[Snapshot]) -> None:
     decisions = decide_all(rules, moments)
@@ -107,7 +103,6 @@ def test_steps_down_around_a_step_up_are_a_hold_apart(rules: ScalingRules, momen
             assert moment.now_s - last_up_s > rules.hold_s
 
 
-@settings(deadline=None)
 @given(RULE_CHOICES, histories())
 def test_sleep_needs_a_whole_idle_time_without_work(rules: ScalingRules, moments: list[Snapshot]) -> None:
     last_work_s = moments[0].now_s if moments[0].num_target else -float("inf")
@@ -245,7 +240,7 @@ def poisson(seed: int, *, rate: float, work_s: float, until_s: float, from_s: fl
     return arrivals
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(
     load=st.floats(0.3, 6.0), work_s=st.sampled_from([0.5, 2.0, 8.0]), cold_start_s=st.sampled_from([0.0, 20.0, 90.0])
 )

@@ -7,7 +7,7 @@ import heapq
 from collections.abc import Sequence
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from engine.cost_model import CostModel, LinearCost
@@ -119,7 +119,6 @@ def simulate(policy: SchedulingPolicy, day: Sequence[Job], budget: StepBudget) -
 
 
 @pytest.mark.parametrize("name", POLICIES)
-@settings(deadline=None)
 @given(day=jobs, budget=budgets)
 def test_everybody_ends_exactly_once_and_no_step_exceeds_the_budget(
     name: PolicyName, day: list[Job], budget: StepBudget
@@ -134,14 +133,12 @@ def test_everybody_ends_exactly_once_and_no_step_exceeds_the_budget(
 
 
 @pytest.mark.parametrize("name", POLICIES)
-@settings(deadline=None)
 @given(day=jobs, budget=budgets)
 def test_the_same_arrivals_give_the_same_schedule(name: PolicyName, day: list[Job], budget: StepBudget) -> None:
     first, again = (simulate(make_policy(name, COST.step_seconds), day, budget) for _ in range(2))
     assert first.steps == again.steps
 
 
-@settings(deadline=None)
 @given(day=jobs, budget=budgets, stretch=st.floats(1.2, 4.0))
 def test_nobody_ends_later_than_the_stated_bound(day: list[Job], budget: StepBudget, stretch: float) -> None:
     margin = 0.1
@@ -151,7 +148,6 @@ def test_nobody_ends_later_than_the_stated_bound(day: list[Job], budget: StepBud
         assert result.ended_s[job.name] - job.arrival_s <= allowed_s * (1 + 1e-9)
 
 
-@settings(deadline=None)
 @given(day=jobs, budget=budgets)
 def test_first_come_runs_one_after_another(day: list[Job], budget: StepBudget) -> None:
     result = simulate(make_policy("first_come", COST.step_seconds), day, budget)
@@ -159,7 +155,6 @@ def test_first_come_runs_one_after_another(day: list[Job], budget: StepBudget) -
     assert order == [[job.name] for job in day for _ in range(job.num_steps)]
 
 
-@settings(deadline=None)
 @given(day=jobs, budget=budgets)
 def test_a_static_batch_is_alike_and_nobody_joins_it(day: list[Job], budget: StepBudget) -> None:
     result = simulate(make_policy("static_batches", COST.step_seconds), day, budget)
