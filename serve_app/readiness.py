@@ -17,6 +17,7 @@ import time
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Final
 
+from serve_app.one_thread import OneThread
 from serve_app.stages import INGRESS, StageStatus
 
 logger = logging.getLogger(__name__)
@@ -52,7 +53,7 @@ class Readiness:
         clock: Callable[[], float] = time.monotonic,
         wall_s: Callable[[], float] = time.time,
     ) -> None:
-        self._deployments = deployments
+        self._deployments = OneThread(deployments)
         self._probes = probes
         self._timeout_s = timeout_s
         self._clock = clock
@@ -74,7 +75,7 @@ class Readiness:
     async def _known_deployments(self) -> Mapping[str, Any]:
         try:
             async with asyncio.timeout(self._timeout_s):
-                return await asyncio.to_thread(self._deployments) or {}
+                return await self._deployments() or {}
         except TimeoutError:
             logger.warning("Serve's controller did not answer within %g s", self._timeout_s)
             return {}

@@ -297,3 +297,16 @@ def test_a_key_file_is_checked_and_told_without_a_hash(tmp_path: Path, capsys: p
     path.write_text(entry("studio", KEY).replace(HASH, HASH[:40]))
     assert main(["keys", "check", str(path)]) == 2
     assert "client.0.keys.0.sha256" in capsys.readouterr().err
+
+
+def test_a_file_in_the_home_folder_is_read_again_when_it_changes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    path, clock, other = tmp_path / "keys.toml", Clock(), new_key()
+    path.write_text(entry("a", KEY))
+    path.chmod(0o640)
+    source = KeySource("~/keys.toml", defaults=DEFAULTS, clock=clock)
+    path.write_text(entry("a", other, KEY))
+    clock.now_s += 2.0
+    assert name_of(source.ring(), bearer(other)) == "a"

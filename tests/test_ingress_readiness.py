@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-import time
+import itertools
+import threading
+import threading
 from typing import Any
 
 import pytest
@@ -86,15 +88,20 @@ async def breaks() -> None:
     raise RuntimeError("closed")
 
 
-def ask(deployments: Any, face: Any = answers, flux: Any = answers) -> list[bool]:
+def ask(deployments: Any, face: Any = answers, flux: Any = answers, *, timeout_s: float = 60.0) -> list[bool]:
+    end = threading.Event()
+
     def known() -> Any:
         if deployments == "hangs":
-            time.sleep(0.3)
+            end.wait()
         return deployments
 
     async def run() -> tuple[StageStatus, ...]:
-        readiness = Readiness(deployments=known, probes={FACE_STAGE: face, FLUX_REPLICA: flux}, timeout_s=0.05)
-        return await readiness.statuses()
+        probes = {FACE_STAGE: face, FLUX_REPLICA: flux}
+        try:
+            return await Readiness(deployments=known, probes=probes, timeout_s=timeout_s).statuses()
+        finally:
+            end.set()
 
     statuses = asyncio.run(run())
     assert [status.name for status in statuses] == [INGRESS, FACE_STAGE, FLUX_REPLICA]
@@ -120,12 +127,12 @@ def test_a_stage_that_sleeps_is_not_asked() -> None:
 def test_a_stage_that_answers_is_ready_where_the_controller_does_not_know_it() -> None:
     assert ask({}) == [True, True, True]
     assert ask(None) == [True, True, True]
-    assert ask("hangs") == [True, True, True]
+    assert ask("hangs", timeout_s=0.5) == [True, True, True]
 
 
 def test_a_stage_that_does_not_answer_is_not() -> None:
     assert ask({FACE_STAGE: HEALTHY, FLUX_REPLICA: deployment("UPDATING", "STARTING")}) == [True, True, False]
-    assert ask({FACE_STAGE: HEALTHY}, flux=hangs) == [True, True, False]
+    assert ask({FACE_STAGE: HEALTHY}, flux=hangs, timeout_s=0.5) == [True, True, False]
     assert ask(None, face=breaks) == [True, False, True]
 
 
@@ -150,6 +157,24 @@ def test_the_controller_is_asked_no_more_often_than_needed() -> None:
 
 
 # -- what is told while a stage starts -------------------------------------------------------------------------------
+
+
+def test_a_controller_that_hangs_takes_one_thread_however_often_it_is_asked() -> None:
+    let_go, asked = threading.Event(), []
+
+    def hang() -> None:
+        asked.append(1)
+        let_go.wait(20.0)
+
+    async def run() -> None:
+        probes = {FLUX_REPLICA: answers}
+        readiness = Readiness(deployments=hang, probes=probes, timeout_s=0.01, clock=itertools.count().__next__)
+        for _ in range(3):
+            assert all(status.is_ready for status in await readiness.statuses())
+        let_go.set()
+
+    asyncio.run(run())
+    assert len(asked) == 1
 
 
 def test_a_start_counts_from_its_beginning_and_the_next_is_expected_to_take_as_long() -> None:

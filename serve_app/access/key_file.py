@@ -116,7 +116,7 @@ class KeySource:
         if self._place.startswith(ENVIRONMENT):
             return ()
         try:
-            status = Path(self._place).stat()
+            status = Path(self._place).expanduser().stat()
         except OSError:
             return ()
         return (status.st_ino, status.st_mtime_ns, status.st_size, status.st_mode)

@@ -26,6 +26,7 @@ from ray.exceptions import RayError
 from serve_app.access.limiter import Limiter, Refusal
 from serve_app.access.limits import LocalLimits
 from serve_app.access.settings import ClientLimits
+from serve_app.one_thread import OneThread
 
 logger = logging.getLogger(__name__)
 
@@ -139,7 +140,7 @@ class SharedLimits:
         timeout_s: float = TIMEOUT_S,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._find = find
+        self._find = OneThread(find)
         self._local = LocalLimits(Limiter(max_visit_s=max_visit_s, clock=clock))
         self._source = source
         self._on_lost = on_lost
@@ -153,7 +154,9 @@ class SharedLimits:
         """See :class:`serve_app.access.limits.Limits`."""
         try:
             refusal: Refusal | None = await self._ask("enter", self._named(visit), client, limits)
-        except _LostError:
+        except _LostError as lost:
+            if lost.is_late and self._actor is not None:
+                self._actor.leave.remote(self._named(visit), 0.0, 0.0)
             refusal = await self._local.enter(visit, client, limits)
             if refusal is None:
                 self._local_visits.add(visit)
@@ -191,19 +194,25 @@ class SharedLimits:
         try:
             async with asyncio.timeout(self._timeout_s):
                 if self._actor is None:
-                    self._actor = await asyncio.to_thread(self._find)
+                    self._actor = await self._find()
                 return await getattr(self._actor, method).remote(*arguments)
         except (TimeoutError, RayError, ValueError, ConnectionError) as error:
             # ValueError: Ray's word for a named actor that went away while it was looked for.
             logger.warning("the shared limits can't be reached; this replica counts alone: %s", type(error).__name__)
-            self._actor = None
+            is_late = isinstance(error, TimeoutError)
+            if not is_late:  # one that is late is still there: who entered there leaves there
+                self._actor = None
             self._paused_until_s = self._clock() + PAUSE_S
             self._on_lost()
-            raise _LostError from error
+            raise _LostError(is_late=is_late) from error
 
 
 class _LostError(Exception):
-    """The actor can't be asked now."""
+    """The actor can't be asked now; ``is_late`` where it was asked, and did not answer in time."""
+
+    def __init__(self, *, is_late: bool = False) -> None:
+        super().__init__()
+        self.is_late = is_late
 
 
 def shared_limits(app_name: str, *, max_visit_s: float, on_lost: Callable[[], None]) -> SharedLimits:

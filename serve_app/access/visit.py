@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextvars
 import dataclasses
 import math
@@ -50,7 +51,11 @@ class Visit:
         """
         if self.limits is None or not self.client.limits.are_any:
             return
-        refusal = await self.limits.enter(self._id, self.client.name, self.client.limits)
+        try:
+            refusal = await self.limits.enter(self._id, self.client.name, self.client.limits)
+        except asyncio.CancelledError:
+            self.leave()  # it may be in already, and only the answer on its way
+            raise
         if refusal is not None:
             raise self._error(refusal)
 

@@ -20,6 +20,7 @@ from serve_app.metrics.ledger import Ledger
 from serve_app.metrics.metric import Values
 from serve_app.metrics.recorder import Recorder, Report
 from serve_app.metrics.table import TABLE
+from serve_app.one_thread import OneThread
 
 logger = logging.getLogger(__name__)
 
@@ -82,6 +83,7 @@ class RayLedger:
         fingerprint = hashlib.sha256(repr(shape).encode()).hexdigest()[:12]
         self._name = f"ledger-{app_name}-{fingerprint}"
         self._actor: Any = None
+        self._reach_soon = OneThread(self._reach)
 
     def take(self, report: Report) -> None:
         """Hand in a report. Blocks for milliseconds. Raises RayError where the ledger can't be reached."""
@@ -95,7 +97,7 @@ class RayLedger:
         """See :class:`serve_app.metrics.ledger.Exchange`."""
         try:
             async with asyncio.timeout(TIMEOUT_S):
-                actor = await asyncio.to_thread(self._reach)
+                actor = await self._reach_soon()
                 values: Values = await actor.exchange.remote(report)
                 return values
         except (TimeoutError, RayError) as error:
