@@ -41,7 +41,7 @@ class Marked:
 
     def none_left(self) -> bool:
         """Whether all are gone; the kernel takes a moment to clear away what was killed."""
-        for _ in range(500):
+        for _ in range(3000):
             if not self.processes():
                 return True
             time.sleep(0.02)
@@ -50,7 +50,7 @@ class Marked:
 
 def wait_for(path: Path) -> None:
     """Until a file appears."""
-    for _ in range(1500):
+    for _ in range(3000):
         if path.exists():
             return
         time.sleep(0.02)

@@ -100,11 +100,17 @@ class TestEveryEnd:
         self, marker: Marked, is_isolated: bool, tmp_path: Path
     ) -> None:
         started = tmp_path / "started"
-        code = f"import sys; open(sys.argv[1], 'w').close()\n{STUBBORN}"
-        with contained(code, marker, is_isolated=is_isolated, arguments=(str(started),)) as process:
+        told = tmp_path / "told"
+        code = (
+            "import signal, sys, time\n"
+            "signal.signal(signal.SIGTERM, lambda *_: open(sys.argv[2], 'w').close())\n"
+            "open(sys.argv[1], 'w').close()\n"
+            "while True: time.sleep(600)"
+        )
+        with contained(code, marker, is_isolated=is_isolated, arguments=(str(started), str(told))) as process:
             wait_for(started)
             process.send_signal(signal.SIGINT)
-            time.sleep(0.3)
+            wait_for(told)  # or two signals may count as one
             process.send_signal(signal.SIGINT)
             assert process.wait(60.0) == 130
         assert marker.none_left()

@@ -6,7 +6,6 @@ import asyncio
 import dataclasses
 import itertools
 import threading
-import threading
 from typing import Any
 
 import pytest

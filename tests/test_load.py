@@ -78,13 +78,13 @@ def test_a_slow_answer_delays_no_later_request() -> None:
 
     first = Canned(headers=drawn().headers, body=drawn().body, before=until_second_came)
     second = Canned(headers=drawn().headers, body=drawn().body, before=lambda: released.append(1.0))
-    sender, _ = sent([first, second], [arrival(), arrival(0.2)])
+    sender, _ = sent([first, second], [arrival(), arrival(0.5)])
     assert [outcome.index for outcome in sender.outcomes] == [1, 0]
 
 
 def test_every_answer_is_counted_and_every_request_ends_once() -> None:
     answers = [drawn(), refused(429), refused(400, kind="InvalidRequestError"), Canned(status=502), drawn("PNG")]
-    sender, _ = sent(answers, [arrival(0.1 * n) for n in range(5)])
+    sender, _ = sent(answers, [arrival(0.01 * n) for n in range(5)], SendingLimits(max_connections=1))  # in their order
     results = [outcome.result for outcome in sorted(sender.outcomes, key=lambda o: o.index)]
     assert results == [OK, "EngineBusyError", "InvalidRequestError", "HTTP 502", "NotAPicture"]
     assert sum(sender.answers.values()) == 5
