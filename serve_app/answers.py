@@ -41,6 +41,7 @@ class Drawing:
         candidates: every picture that was drawn, one of them the best.
         best: the one that is the answer.
         meter: what they were measured with, where they were.
+        asked_warnings: what was done otherwise than asked, known before anything was drawn.
         cost_usd: of all candidates.
         elapsed_s: seconds from the first byte read until now.
     """
@@ -52,6 +53,7 @@ class Drawing:
     candidates: tuple[Candidate, ...]
     best: Candidate
     meter: LikenessMeter | None
+    asked_warnings: tuple[WarningBody, ...]
     cost_usd: float
     elapsed_s: float
     model_id: str
@@ -94,7 +96,7 @@ class Drawing:
     @property
     def warnings(self) -> list[WarningBody]:
         """What went otherwise than asked."""
-        warnings = []
+        warnings = list(self.asked_warnings)
         if self.face.warning:
             code = FACE_FALLBACK if self.face.box is None else SEVERAL_FACES
             warnings.append(WarningBody(code=code, message=self.face.warning))

@@ -9,13 +9,17 @@ from typing import Any, Final
 from engine.errors import ImageTooLargeError
 from engine.request import ImageRequest
 from serve_app.candidates import LikenessWish
-from serve_app.contract import GenerationBody, Priority
+from serve_app.contract import GenerationBody
+from serve_app.contract_answers import WarningBody
 from serve_app.errors import FieldProblem, FieldsError
 from serve_app.negotiation import EVENT_STREAM, Negotiated, PictureType
 from serve_app.settings import AppSettings, IdentitySettings, PictureSettings
-from serve_app.stages import FaceJob, PictureEncoding
+from serve_app.stages import FaceJob, PictureEncoding, Priority
 
 PRIORITIES: Final[Mapping[Priority, int]] = {"low": 0, "normal": 1, "high": 2}
+
+PRIORITY_LOWERED: Final = "priority_lowered"
+"""Code of the warning that the picture was drawn with a lower priority than asked for."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -25,32 +29,54 @@ class Asked:
     Attributes:
         request: still without its reference, which the face stage makes.
         wish: how many pictures are drawn, and what is measured.
+        warnings: what is done otherwise than asked.
     """
 
     negotiated: Negotiated
     face_job: FaceJob
     request: ImageRequest
     wish: LikenessWish
+    warnings: tuple[WarningBody, ...] = ()
 
     @classmethod
     def of(
-        cls, body: GenerationBody, negotiated: Negotiated, settings: AppSettings, *, seed: int, request_id: str
+        cls,
+        body: GenerationBody,
+        negotiated: Negotiated,
+        settings: AppSettings,
+        *,
+        seed: int,
+        request_id: str,
+        max_priority: Priority,
     ) -> Asked:
         """What a body asks for, with the seed already chosen.
+
+        Args:
+            max_priority: the highest that the caller may ask for. More is lowered, not refused: what callers sent
+                before there was a limit goes on to draw the same picture.
 
         Raises:
             FieldsError: this service measures no faces, or draws fewer candidates.
             ImageTooLargeError: the reference picture has more bytes than the settings allow.
         """
+        priority = min(body.priority, max_priority, key=PRIORITIES.__getitem__)
         return cls(
             negotiated=negotiated,
             face_job=_face_job(body, settings),
-            request=_image_request(body, negotiated, seed=seed, request_id=request_id),
+            request=_image_request(body, negotiated, seed=seed, request_id=request_id, priority=priority),
             wish=_wish(body, settings.identity),
+            warnings=() if priority == body.priority else (_lowered(body.priority, priority),),
         )
 
 
-def _image_request(body: GenerationBody, negotiated: Negotiated, *, seed: int, request_id: str) -> ImageRequest:
+def _lowered(asked: Priority, followed: Priority) -> WarningBody:
+    message = f"priority {asked} is not yours to ask for here; the picture was drawn with priority {followed}"
+    return WarningBody(code=PRIORITY_LOWERED, message=message)
+
+
+def _image_request(
+    body: GenerationBody, negotiated: Negotiated, *, seed: int, request_id: str, priority: Priority
+) -> ImageRequest:
     return ImageRequest(
         request_id=request_id,
         prompt=body.prompt,
@@ -64,7 +90,7 @@ def _image_request(body: GenerationBody, negotiated: Negotiated, *, seed: int, r
         ip_scale=body.ipadapter_strength,
         scheduler=body.scheduler,
         max_wait_s=body.max_wait_s,
-        priority=PRIORITIES[body.priority],
+        priority=PRIORITIES[priority],
         # Nobody sees previews in the other forms, so none are made.
         preview_every=body.preview_every if negotiated.form == EVENT_STREAM else 0,
     )

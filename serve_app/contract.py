@@ -34,7 +34,7 @@ from engine.request import MAX_SEED
 from serve_app import data_url
 from serve_app.data_url import Picture
 from serve_app.errors import FieldProblem, FieldsError
-from serve_app.stages import FacePolicy, FaceProvider
+from serve_app.stages import FacePolicy, FaceProvider, Priority
 
 RANDOM_SEED: Final = -1
 """Asks for a random seed; the one that was drawn is reported back."""
@@ -71,8 +71,6 @@ def _picture(value: Any) -> Picture:
 _MAX_SIDE_PX: Final = 65_536
 _MAX_STEPS: Final = 1_000_000
 """Far above any profile's limit, which speaks for itself; they keep absurd numbers out of messages."""
-
-Priority = Literal["low", "normal", "high"]
 
 Side = Annotated[int, Field(gt=0, le=_MAX_SIDE_PX, multiple_of=SIZE_STEP_PX)]
 
@@ -128,7 +126,9 @@ class GenerationBody(BaseModel):
         "when the time is over. Null waits as long as the service allows.",
     )
     priority: Priority = Field(
-        default="normal", description="`high` is drawn before `normal`, `low` after it; nobody waits for ever."
+        default="normal",
+        description="`high` is drawn before `normal`, `low` after it; nobody waits for ever. `high` takes an API key, "
+        "unless the service allows it to all: else it is drawn as `normal`, with a warning.",
     )
     preview_every: int = Field(
         default=0,

@@ -15,7 +15,7 @@ from starlette.responses import JSONResponse, Response
 
 from engine.errors import DeadlineExceededError
 from engine.profile import ModelProfile
-from serve_app.access.visit import client_name
+from serve_app.access.visit import client_name, max_priority
 from serve_app.answers import Drawing, picture_response
 from serve_app.asked import Asked, asked_numbers, encoding
 from serve_app.body import check_content_type, parse_json_object, read_body
@@ -63,6 +63,11 @@ class Generator:
         self._clock = clock
         self._random_seed = random_seed
         self._room = Room()
+
+    @property
+    def settings(self) -> AppSettings:
+        """What holds for the next request."""
+        return self._settings
 
     def use(self, settings: AppSettings) -> None:
         """Other limits, prices and qualities, from the next request on."""
@@ -138,7 +143,14 @@ class Generator:
         body = parse(parse_json_object(raw))
         seed = self._random_seed() if body.seed == RANDOM_SEED else body.seed
         record.asked = asked_numbers(body, negotiated, seed=seed)
-        asked = Asked.of(body, negotiated, self._settings, seed=seed, request_id=record.request_id)
+        asked = Asked.of(
+            body,
+            negotiated,
+            self._settings,
+            seed=seed,
+            request_id=record.request_id,
+            max_priority=max_priority(request.scope, self._settings.access),
+        )
         drawn_size = self._profile.check_request(asked.request)
         record.asked |= {"drawn_width": drawn_size.width_px, "drawn_height": drawn_size.height_px}
         return asked
@@ -173,6 +185,7 @@ class Generator:
             candidates=candidates,
             best=best,
             meter=meter,
+            asked_warnings=asked.warnings,
             cost_usd=record.cost_usd,
             elapsed_s=self._clock() - record.started_s,
             model_id=self._profile.name,

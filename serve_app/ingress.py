@@ -19,6 +19,7 @@ from serve_app.access import browser
 from serve_app.access.gate import KEY_SCHEMES, Gate, open_door
 from serve_app.access.limits import Limits
 from serve_app.access.metered import MeteredBackend
+from serve_app.carried_body import TakeCarriedBody
 from serve_app.contract_answers import (
     HealthAnswer,
     LicenceBody,
@@ -86,6 +87,7 @@ def make_app(
             Middleware(browser.BrowserHeaders),
             *browser.for_other_sites(settings.access.allowed_origins),
             Middleware(Gate, door=door),
+            Middleware(TakeCarriedBody),
         ],
         exception_handlers={HTTPException: _http_error, Exception: _unexpected_error},
     )
@@ -121,7 +123,7 @@ def make_app(
     @app.get("/v1/models", tags=["service"])
     async def models() -> ModelList:
         """The model that is served: sizes, limits, licence."""
-        return ModelList(data=[_model_card(profile, settings)])
+        return ModelList(data=[_model_card(profile, generator.settings)])
 
     @app.get("/health", tags=["service"])
     async def health() -> HealthAnswer:

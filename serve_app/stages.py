@@ -27,6 +27,7 @@ MIN_WAIT_S: Final = 1e-3
 
 FacePolicy = Literal["prefer", "require", "ignore"]
 FaceProvider = Literal["CPU", "GPU"]
+Priority = Literal["low", "normal", "high"]
 PictureFormat = Literal["jpeg", "png", "webp"]
 
 

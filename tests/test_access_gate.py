@@ -289,6 +289,45 @@ def test_a_stream_of_events_is_one_visit(key_file: str) -> None:
     with_service(test, access={"key_file": key_file, "limits": {"max_concurrent": 1}})
 
 
+async def followed(service: Service, priority: str, headers: dict[str, str] | None = None) -> tuple[int, str]:
+    """The priority that a picture was drawn with, and the warning of its answer."""
+    answer = await service.draw(headers=headers, priority=priority)
+    assert answer.status_code == 200
+    return service.stages.drawn[-1].request.priority, answer.headers.get("x-warning", "")
+
+
+def test_a_high_priority_takes_a_key(key_file: str) -> None:
+    async def nobody(service: Service) -> None:
+        lowered = "priority_lowered: priority high is not yours to ask for here; the picture was drawn with priority "
+        assert await followed(service, "high") == (1, lowered + "normal")
+        assert await followed(service, "normal") == (1, "")
+        assert await followed(service, "low") == (0, "")
+
+    async def studio(service: Service) -> None:
+        assert await followed(service, "high", BEARER) == (2, "")
+
+    with_service(nobody)
+    with_service(studio, access={"key_file": key_file})
+
+
+def test_the_highest_priority_is_a_setting_and_a_clients_own(key_file: str) -> None:
+    async def everybody(service: Service) -> None:
+        assert await followed(service, "high") == (2, "")
+
+    async def studio(service: Service) -> None:
+        assert (await followed(service, "high", BEARER))[0] == 1
+        assert (await followed(service, "low", BEARER))[0] == 0
+
+    async def studio_of_its_own(service: Service) -> None:
+        assert (await followed(service, "normal", BEARER))[0] == 0
+
+    with_service(everybody, access={"limits": {"max_priority": "high"}})
+    with_service(studio, access={"key_file": key_file, "limits": {"max_priority": "normal"}})
+    with Path(key_file).open("a") as file:
+        file.write('max_priority = "low"\n')
+    with_service(studio_of_its_own, access={"key_file": key_file})
+
+
 def test_every_answer_tells_browsers_to_be_careful() -> None:
     async def test(service: Service) -> None:
         async def broken() -> Any:
@@ -346,7 +385,8 @@ def test_pages_of_allowed_origins_may_call_with_a_key(key_file: str) -> None:
         for answer in (drawn, refused):
             assert answer.headers["access-control-allow-origin"] == "https://studio.example.org"
             assert "access-control-allow-credentials" not in answer.headers
-        assert "X-Cost-USD" in drawn.headers["access-control-expose-headers"]
+        described = (await service.client.get("/openapi.json")).json()["paths"][URL]["post"]["responses"]["200"]
+        assert set(described["headers"]) <= set(drawn.headers["access-control-expose-headers"].split(", "))
 
     with_service(test, access={"key_file": key_file, "allowed_origins": ["https://studio.example.org"]})
 

@@ -290,10 +290,16 @@ def test_a_name_that_can_not_be_a_label_gets_no_key(name: str, capsys: pytest.Ca
 
 def test_a_key_file_is_checked_and_told_without_a_hash(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path, old = tmp_path / "keys.toml", new_key()
-    path.write_text(entry("studio", KEY, old, disabled=(old,), more="device_s = 60.0") + entry("lab", new_key()))
+    path.write_text(
+        entry("studio", KEY, old, disabled=(old,), more='device_s = 60.0\nmax_priority = "low"')
+        + entry("lab", new_key())
+    )
     assert main(["keys", "check", str(path)]) == 0
     told = capsys.readouterr().out
-    assert told.splitlines() == ["studio: 1 keys, 1 disabled; device_s 60", "lab: 1 keys; the settings' limits"]
+    assert told.splitlines() == [
+        "studio: 1 keys, 1 disabled; device_s 60, max_priority low",
+        "lab: 1 keys; the settings' limits",
+    ]
     path.write_text(entry("studio", KEY).replace(HASH, HASH[:40]))
     assert main(["keys", "check", str(path)]) == 2
     assert "client.0.keys.0.sha256" in capsys.readouterr().err

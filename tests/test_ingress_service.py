@@ -10,6 +10,7 @@ from serve_app import docs_page
 from serve_app.contract import GenerationBody
 from serve_app.contract_answers import ModelList
 from serve_app.errors import ANSWERS, StageUnavailableError, describe
+from serve_app.live_settings import LiveSettings
 from serve_app.metrics.metric import Values
 from serve_app.metrics.recorder import Report
 from serve_app.openapi import ERROR_EXAMPLES
@@ -52,6 +53,17 @@ def test_models_are_the_profile() -> None:
         assert (card.size.native_width, card.size.native_height) == (256, 256)
         assert card.limits.max_steps == profile.limits.max_num_steps
         assert card.licence.name == profile.licence.name
+
+    with_service(test)
+
+
+def test_models_tell_limits_that_changed_while_the_service_runs() -> None:
+    async def test(service: Service) -> None:
+        generator = service.app.state.generator
+        live = LiveSettings.model_validate({"limits": {"request_timeout_s": 7.0}})
+        generator.use(live.over(generator.settings))
+        models = ModelList.model_validate((await service.client.get("/v1/models")).json())
+        assert models.data[0].limits.request_timeout_s == 7.0
 
     with_service(test)
 

@@ -23,11 +23,18 @@ _EXPOSED: Final = (
     "X-Cost-USD",
     "X-Execution-Time-Sec",
     "X-GPU-Type",
+    "X-Request-Id",
     "X-Seed",
     "X-Model",
-    "X-Request-Id",
+    "X-Image-Size",
+    "X-Drawn-Size",
+    "X-Face-Similarity",
+    "X-Candidates",
+    "X-Warning",
+    "Server-Timing",
     "Retry-After",
 )
+"""What a browser lets other sites' pages read: every header that the API's description names."""
 _ALLOWED: Final = ("Authorization", "X-API-Key", "Content-Type", "Accept", "X-Request-Id")
 _PREFLIGHT_MAX_AGE_S: Final = 600
 

@@ -69,7 +69,11 @@ def _check(arguments: argparse.Namespace) -> int:
     for client, entries in ring.by_client().items():
         num_disabled = sum(entry.is_disabled for entry in entries)
         limits = entries[0].client.limits.model_dump(exclude_defaults=True)
-        shown = ", ".join(f"{name} {value:g}" for name, value in limits.items()) or "the settings' limits"
+        shown = ", ".join(f"{name} {_shown(value)}" for name, value in limits.items()) or "the settings' limits"
         disabled = f", {num_disabled} disabled" if num_disabled else ""
         print(f"{client}: {len(entries) - num_disabled} keys{disabled}; {shown}")
     return ExitCode.OK
+
+
+def _shown(limit: float | str) -> str:
+    return limit if isinstance(limit, str) else f"{limit:g}"

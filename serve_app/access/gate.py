@@ -124,7 +124,7 @@ class Gate:
         if keys is None:
             return Client(name=self._addresses.client_of(scope), limits=settings.limits)
         client = keys.ring().client_of(Headers(scope=scope))
-        remember_client(scope, client.name)
+        remember_client(scope, client)
         return client
 
     async def _accompany(self, visit: Visit, scope: Scope, receive: Receive, send: Send) -> None:

@@ -6,7 +6,7 @@
       { sha256 = "5f7e…", created = 2026-03-01, disabled = true },
       { sha256 = "a91c…", created = 2026-05-01 },
     ]
-    requests_per_minute = 60   # further: burst, device_s, window_s, max_concurrent; else access.limits of the settings
+    requests_per_minute = 60   # further: burst, device_s, window_s, max_concurrent, max_priority; else access.limits
 
 Whoever can write the file can let themselves in, so a file that everybody may write is refused. Whoever can read it
 learns names and limits and no key (:mod:`serve_app.access.keys`), which is worth a warning: Kubernetes mounts secrets

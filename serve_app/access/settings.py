@@ -8,6 +8,7 @@ from typing import Annotated, Final
 
 from pydantic import Field, field_validator
 
+from serve_app.stages import Priority
 from serve_app.strict import StrictSettings
 
 ALWAYS_OPEN: Final = ("/health", "/ready")
@@ -27,6 +28,8 @@ class ClientLimits(StrictSettings):
         burst: requests that may come at once after a pause.
         device_s: seconds of a device in any window of ``window_s`` seconds.
         max_concurrent: requests at the same time.
+        max_priority: the highest that is followed; more is lowered to it. None: ``high`` for a client with an API key,
+            ``normal`` for everybody else, or ``high`` would soon be everybody's word.
     """
 
     requests_per_minute: _Positive | None = None
@@ -34,10 +37,11 @@ class ClientLimits(StrictSettings):
     device_s: _Positive | None = None
     window_s: float = Field(default=3600.0, ge=1.0, le=31 * 86400.0)
     max_concurrent: int | None = Field(default=None, ge=1)
+    max_priority: Priority | None = None
 
     @property
     def are_any(self) -> bool:
-        """Whether anything is limited."""
+        """Whether anything has to be counted."""
         return any(limit is not None for limit in (self.requests_per_minute, self.device_s, self.max_concurrent))
 
 

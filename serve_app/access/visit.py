@@ -15,7 +15,9 @@ from starlette.types import Scope
 from serve_app.access.keys import Client
 from serve_app.access.limiter import Refusal
 from serve_app.access.limits import Limits
+from serve_app.access.settings import AccessSettings
 from serve_app.errors import LimitReachedError, QuotaTooSmallError, ServeAppError
+from serve_app.stages import Priority
 
 _SCOPE_KEY: Final = "serve_app.client"
 
@@ -89,11 +91,20 @@ current_visit: contextvars.ContextVar[Visit | None] = contextvars.ContextVar("cu
 which have no business with limits."""
 
 
-def remember_client(scope: Scope, name: str) -> None:
-    """Keep a client's name for logs."""
-    scope[_SCOPE_KEY] = name
+def remember_client(scope: Scope, client: Client) -> None:
+    """Keep who came with a key."""
+    scope[_SCOPE_KEY] = client
 
 
 def client_name(scope: Scope) -> str:
     """The name of the client whose key the request carried; empty where keys are off, for then it would be a place."""
-    return str(scope.get(_SCOPE_KEY, ""))
+    client: Client | None = scope.get(_SCOPE_KEY)
+    return "" if client is None else client.name
+
+
+def max_priority(scope: Scope, settings: AccessSettings) -> Priority:
+    """The highest priority that whoever sent a request may ask for."""
+    client: Client | None = scope.get(_SCOPE_KEY)
+    if client is None:
+        return settings.limits.max_priority or "normal"
+    return client.limits.max_priority or "high"
