@@ -15,6 +15,7 @@ from typing import Final
 from serve_app import client_command, evaluate_command, models_command
 from serve_app.access import command as keys_command
 from serve_app.exit_codes import ExitCode
+from serve_app.flags import positive
 
 DEFAULT_CONFIG: Final = Path("serve_config.local.yaml")
 DEMO_PROMPT: Final = "A professional AI influencer portrait"
@@ -72,7 +73,7 @@ def _add_config_flags(parser: argparse.ArgumentParser) -> None:
         "--config", type=Path, default=DEFAULT_CONFIG, metavar="FILE", help="Serve config (default %(default)s)"
     )
     parser.add_argument("--log-file", default="", metavar="FILE", help="keep what Ray, Serve and the replicas print")
-    parser.add_argument("--ready-timeout", type=float, default=300.0, metavar="SECONDS", help="default %(default)g")
+    parser.add_argument("--ready-timeout", type=positive, default=300.0, metavar="SECONDS", help="default %(default)g")
 
 
 def _add_check_config(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:

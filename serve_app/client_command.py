@@ -8,7 +8,6 @@ import argparse
 import dataclasses
 import functools
 import json
-import math
 import os
 import sys
 from collections.abc import Callable
@@ -21,6 +20,7 @@ from serve_app.client_answer import ClientError, DrawnPicture, printable
 from serve_app.client_events import ServerEvent, progress_of
 from serve_app.exit_codes import ExitCode
 from serve_app.files import InputFileError, OutputFileError, check_writable, read_picture, write_atomically
+from serve_app.flags import finite, positive, whole
 from serve_app.progress import ProgressLine
 
 NAME: Final = "flux-ipadapter-faceid"
@@ -68,13 +68,13 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.add_argument("--width", type=int, default=1024, help="pixels, a multiple of 16 (default %(default)s)")
     parser.add_argument("--height", type=int, default=1024, help="pixels, a multiple of 16 (default %(default)s)")
     parser.add_argument("--steps", type=int, default=20, help="sampler steps (default %(default)s)")
-    parser.add_argument("--cfg", type=_finite, default=1.0, help="true guidance; 1.0 is off (default %(default)s)")
+    parser.add_argument("--cfg", type=finite, default=1.0, help="true guidance; 1.0 is off (default %(default)s)")
     parser.add_argument("--seed", type=int, default=42, help="-1 draws a random one (default %(default)s)")
     parser.add_argument(
-        "--ipadapter-strength", type=_finite, default=0.8, help="0.0 to 1.0: weight of the face (default %(default)s)"
+        "--ipadapter-strength", type=finite, default=0.8, help="0.0 to 1.0: weight of the face (default %(default)s)"
     )
     parser.add_argument("--face-provider", choices=("CPU", "GPU"), default="CPU", help="where the face is encoded")
-    parser.add_argument("--guidance", type=_finite, help="the model's distilled guidance (the service's default: 3.5)")
+    parser.add_argument("--guidance", type=finite, help="the model's distilled guidance (the service's default: 3.5)")
     parser.add_argument(
         "--face-policy",
         choices=("prefer", "require", "ignore"),
@@ -84,7 +84,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "--scheduler", choices=("simple", "flux"), help="noise schedule (the service's default: simple)"
     )
     parser.add_argument(
-        "--max-wait", type=_positive, metavar="SECONDS", help="refuse, or give up, what takes longer (default: wait)"
+        "--max-wait", type=positive, metavar="SECONDS", help="refuse, or give up, what takes longer (default: wait)"
     )
     parser.add_argument(
         "--priority", choices=("low", "normal", "high"), help="among all requests (the service's default: normal)"
@@ -96,15 +96,19 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "--num-candidates", type=int, metavar="N", help="draw so many and take the most alike; all are charged"
     )
     parser.add_argument(
-        "--min-similarity", type=_finite, metavar="S", help="draw candidates until one reaches this, 0 to 1; else fail"
+        "--min-similarity", type=finite, metavar="S", help="draw candidates until one reaches this, 0 to 1; else fail"
     )
     parser.add_argument("--url", default=DEFAULT_URL, help="the service (default %(default)s)")
     parser.add_argument("--format", choices=("jpeg", "png", "webp"), help="default: by the name of --output, else jpeg")
     parser.add_argument(
-        "--timeout", type=_positive, default=300.0, metavar="SECONDS", help="for everything (default %(default)g)"
+        "--timeout", type=positive, default=300.0, metavar="SECONDS", help="for everything (default %(default)g)"
     )
     parser.add_argument(
-        "--retries", type=_count, default=5, metavar="N", help="after answers of 429 or 503 (default %(default)s)"
+        "--retries",
+        type=whole(least=0),
+        default=5,
+        metavar="N",
+        help="after answers of 429 or 503 (default %(default)s)",
     )
     parser.add_argument(
         "--progress", action="store_true", help="tell of every step, also where standard error is no terminal"
@@ -213,24 +217,3 @@ def _fail(arguments: argparse.Namespace, message: str, error_type: str, exit_cod
 
 def _size(picture: DrawnPicture) -> str:
     return f"{picture.width_px}x{picture.height_px}"
-
-
-def _finite(text: str) -> float:
-    value = float(text)
-    if not math.isfinite(value):  # JSON has no word for it
-        raise argparse.ArgumentTypeError(f"{text} is not a finite number")
-    return value
-
-
-def _positive(text: str) -> float:
-    value = _finite(text)
-    if value <= 0:
-        raise argparse.ArgumentTypeError(f"{text} is not above 0")
-    return value
-
-
-def _count(text: str) -> int:
-    value = int(text)
-    if value < 0:
-        raise argparse.ArgumentTypeError(f"{text} is below 0")
-    return value

@@ -18,6 +18,7 @@ from serve_app.client import BadKeyError, Client, api_key_from
 from serve_app.client_answer import DrawnPicture
 from serve_app.client_command import DEFAULT_URL
 from serve_app.exit_codes import ExitCode
+from serve_app.flags import positive, whole
 from serve_app.progress import ProgressLine
 
 if TYPE_CHECKING:
@@ -64,13 +65,17 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "--set", action="append", default=[], metavar="FIELD=VALUE", help="a field of every request, such as steps=8"
     )
     parser.add_argument("--prompts", type=Path, metavar="FILE", help="one a line (default: a packaged set of eight)")
-    parser.add_argument("--seeds", type=_count, default=1, help="pictures a prompt (default %(default)s)")
-    parser.add_argument("--concurrency", type=_count, default=2, help="requests at once (default %(default)s)")
-    parser.add_argument("--max-pictures", type=_count, default=MAX_PICTURES, help="in all (default %(default)s)")
+    parser.add_argument("--seeds", type=whole(least=1), default=1, help="pictures a prompt (default %(default)s)")
+    parser.add_argument("--concurrency", type=whole(least=1), default=2, help="requests at once (default %(default)s)")
     parser.add_argument(
-        "--timeout", type=float, default=300.0, metavar="SECONDS", help="a picture (default %(default)g)"
+        "--max-pictures", type=whole(least=1), default=MAX_PICTURES, help="in all (default %(default)s)"
     )
-    parser.add_argument("--retries", type=int, default=20, metavar="N", help="after 429 and 503 (default %(default)s)")
+    parser.add_argument(
+        "--timeout", type=positive, default=300.0, metavar="SECONDS", help="a picture (default %(default)g)"
+    )
+    parser.add_argument(
+        "--retries", type=whole(least=0), default=20, metavar="N", help="after 429 and 503 (default %(default)s)"
+    )
     parser.add_argument("--json", action="store_true", help="print the numbers as JSON")
     parser.set_defaults(run=run)
 
@@ -158,10 +163,3 @@ def _open_model() -> IdentityModel:
 def _fail(message: str, exit_code: ExitCode) -> int:
     print(f"likeness: {message}", file=sys.stderr)
     return exit_code
-
-
-def _count(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text} is below 1")
-    return value

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-import hashlib
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -13,21 +12,18 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-from engine.cache import ByteBudgetCache
 from engine.face.decode import ImageLimits
 from engine.face.detect import YuNetDetector
 from engine.face.prepare import FacePreparer, PreparedFace
 from engine.profile import load_profile
-from engine.request import Embedding, Reference, RgbImage
+from engine.request import Embedding, Reference
 from serve_app import tracing
+from serve_app.face_cache import FaceCache
 from serve_app.metrics.recorder import Recorder
 from serve_app.metrics.replica import ReplicaStart
 from serve_app.scaling.load import WorkClock
 from serve_app.settings import FaceSettings, LimitSettings
 from serve_app.stages import FACE_STAGE, FaceBox, FaceJob, FaceProvider, FaceResult
-
-_ENTRY_BYTES = 1024
-"""What a cache entry takes besides its array: key, box, counters, and a sentence of warning."""
 
 
 class ImageEncoder(Protocol):
@@ -60,7 +56,7 @@ class FaceStage:
         tools = open_tools()
         self._preparer = tools.preparer
         self._encoder = tools.encoder
-        self._cache: ByteBudgetCache[str, FaceResult] = ByteBudgetCache(cache_bytes)
+        self._cache = FaceCache(cache_bytes)
         self._work = WorkClock()
         start.done()
 
@@ -82,12 +78,11 @@ class FaceStage:
     def _prepare(self, job: FaceJob) -> FaceResult:
         started_s = time.perf_counter()
         provider: FaceProvider = "CPU" if job.provider == "CPU" and self._encoder is not None else "GPU"
-        key = _cache_key(job, provider)
-        result = self._cache.get(key)
+        result = self._cache.get(job, provider)
         if result is None:
             prepared = self._preparer.prepare(job.data, media_type=job.media_type, policy=job.policy)
             result = _result(prepared, self._reference(prepared, provider), provider)
-            self._cache.put(key, dataclasses.replace(result, is_cached=True), size_bytes=_size_bytes(result))
+            self._cache.put(job, provider, result)
         return dataclasses.replace(result, elapsed_s=time.perf_counter() - started_s)
 
     def _reference(self, prepared: PreparedFace, provider: FaceProvider) -> Reference:
@@ -119,10 +114,6 @@ def open_tools(*, profile_name: str, model_dir: str, settings: FaceSettings, lim
     return FaceTools(preparer=preparer, encoder=encoder)
 
 
-def _cache_key(job: FaceJob, provider: FaceProvider) -> str:
-    return f"{hashlib.sha256(job.data).hexdigest()} {job.media_type} {job.policy} {provider}"
-
-
 def _result(prepared: PreparedFace, reference: Reference, provider: FaceProvider) -> FaceResult:
     box = None
     if prepared.box is not None:
@@ -143,8 +134,3 @@ def _result(prepared: PreparedFace, reference: Reference, provider: FaceProvider
         is_cached=False,
         elapsed_s=0.0,
     )
-
-
-def _size_bytes(result: FaceResult) -> int:
-    arrays: list[RgbImage | Embedding | None] = [result.reference.crop, result.reference.embedding]
-    return _ENTRY_BYTES + sum(array.nbytes for array in arrays if array is not None)

@@ -183,7 +183,6 @@ def _report_as_json(report: FileReport) -> dict[str, Any]:
 
 
 def _print_report(report: FileReport) -> None:
-
     size = "" if report.size_bytes is None else f"  {human_bytes(report.size_bytes)}"
     print(f"{report.name}  ({report.role}){size}")
     for name, check in report.checks.items():

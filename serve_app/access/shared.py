@@ -26,16 +26,13 @@ from ray.exceptions import RayError
 from serve_app.access.limiter import Limiter, Refusal
 from serve_app.access.limits import LocalLimits
 from serve_app.access.settings import ClientLimits
+from serve_app.head_actor import head_actor
 from serve_app.one_thread import OneThread
 
 logger = logging.getLogger(__name__)
 
-NAMESPACE: Final = "likeness"
 VERSION: Final = 1
 """Of the actor's methods. It outlives updates of the application, whose new replicas must not meet an actor of old."""
-
-HEAD_NODE: Final = "node:__internal_head__"
-"""A resource that Ray gives the head node. There the actor ends with no node that is scaled away."""
 
 TIMEOUT_S: Final = 1.0
 """Far above what an answer takes, far below what a picture takes."""
@@ -224,14 +221,5 @@ def shared_limits(app_name: str, *, max_visit_s: float, on_lost: Callable[[], No
 
 
 def find_actor(app_name: str, *, max_visit_s: float) -> Any:
-    """The application's limiter; started where there is none. Blocks for some milliseconds."""
-    actor = ray.remote(LimiterActor).options(
-        name=f"limits-{VERSION}-{app_name}",
-        namespace=NAMESPACE,
-        get_if_exists=True,
-        lifetime="detached",
-        num_cpus=0,
-        resources={HEAD_NODE: 0.001},
-        max_restarts=-1,
-    )
-    return actor.remote(max_visit_s)
+    """The application's limiter. See :func:`serve_app.head_actor.head_actor`."""
+    return head_actor(LimiterActor, f"limits-{VERSION}-{app_name}", max_visit_s)

@@ -22,7 +22,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import FrameType
 
-from serve_app.local.init import GRACE_S, INTERRUPTED
+from serve_app.local.init import GRACE_S, INTERRUPTED, command_of
 
 STOP_TIMEOUT_S = GRACE_S + 7.0
 """How long an asked-for stop may take before everything is killed."""
@@ -189,9 +189,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--private-network", action="store_true", help="nothing but loopback, where allowed")
     parser.add_argument("command", nargs=argparse.REMAINDER, metavar="-- COMMAND")
     arguments = parser.parse_args(argv)
-    command = arguments.command[1:] if arguments.command[:1] == ["--"] else arguments.command
-    if not command:
-        parser.error("a command is missing after --")
+    command = command_of(arguments, parser)
     isolation = best_isolation(wants_private_network=arguments.private_network)
     return run_contained(command, isolation, environment=os.environ)
 

@@ -45,9 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--loopback", action="store_true", help="bring the network namespace's lo up first")
     parser.add_argument("command", nargs=argparse.REMAINDER, metavar="-- COMMAND")
     arguments = parser.parse_args(argv)
-    command = arguments.command[1:] if arguments.command[:1] == ["--"] else arguments.command
-    if not command:
-        parser.error("a command is missing after --")
+    command = command_of(arguments, parser)
     for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         # The starter speaks through the lifeline. As process 1, a signal without a handler would be ignored anyway.
         signal.signal(signum, signal.SIG_IGN)
@@ -67,6 +65,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         kill_descendants()
         if arguments.private_folder is not None:  # a starter that was killed can't
             shutil.rmtree(arguments.private_folder, ignore_errors=True)
+
+
+def command_of(arguments: argparse.Namespace, parser: argparse.ArgumentParser) -> list[str]:
+    """The words of the positional ``-- COMMAND``."""
+    command: list[str] = arguments.command[1:] if arguments.command[:1] == ["--"] else arguments.command
+    if not command:
+        parser.error("a command is missing after --")
+    return command
 
 
 def _wait(child: subprocess.Popen[bytes], lifeline_fd: int) -> int:

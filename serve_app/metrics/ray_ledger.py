@@ -16,6 +16,7 @@ from ray.exceptions import ActorDiedError, RayError
 from ray.experimental import internal_kv  # where Serve's controller keeps its own state; lives as long as the cluster
 
 from serve_app.errors import StageUnavailableError
+from serve_app.head_actor import NAMESPACE, head_actor
 from serve_app.metrics.ledger import Ledger
 from serve_app.metrics.metric import Values
 from serve_app.metrics.recorder import Recorder, Report
@@ -23,8 +24,6 @@ from serve_app.metrics.table import TABLE
 from serve_app.one_thread import OneThread
 
 logger = logging.getLogger(__name__)
-
-NAMESPACE: Final = "likeness"
 
 HEARTBEAT_S: Final = 1.0
 """A replica reports at least so often."""
@@ -37,9 +36,6 @@ TIMEOUT_S: Final = 5.0
 
 IDLE_END_S: Final = 900.0
 """A ledger that nobody reports to for so long ends: its application was deleted. Its sums stay with the cluster."""
-
-HEAD_NODE: Final = {"node:__internal_head__": 0.001}
-"""Beside Serve's controller: there the ledger does not die together with a replica that reports to it."""
 
 
 class _LedgerActor:
@@ -107,22 +103,7 @@ class RayLedger:
 
     def _reach(self) -> Any:
         if self._actor is None:
-            self._actor = (
-                ray.remote(_LedgerActor)
-                .options(
-                    name=self._name,
-                    namespace=NAMESPACE,
-                    lifetime="detached",
-                    get_if_exists=True,
-                    num_cpus=0,
-                    resources=HEAD_NODE,
-                    max_restarts=-1,
-                    # Nothing repeated by Ray: with max_task_retries, calls of one caller waited for ever behind the
-                    # repeated one after a restart (2.60, seen often). The next report says it all anyway.
-                    max_task_retries=0,
-                )
-                .remote(self._name)
-            )
+            self._actor = head_actor(_LedgerActor, self._name, self._name)
         return self._actor
 
 
