@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import http.client
+import json
 import os
 import re
 import secrets
 import shutil
+import signal
 import socket
 import tempfile
 import time
@@ -55,6 +59,35 @@ class RunningService:
         title = re.compile(rf"ray::ServeReplica:{self.app_name}:{deployment}(\..*)?")  # and what it is doing
         return {int(p.parent.name) for p in Path("/proc").glob("[0-9]*/cmdline") if title.fullmatch(_title(p))}
 
+    def busy_pids(self, deployment: str) -> set[int]:
+        """Those of them that answer a call now: Ray says so in their titles."""
+        title = f"ray::ServeReplica:{self.app_name}:{deployment}.handle_request"
+        return {int(p.parent.name) for p in Path("/proc").glob("[0-9]*/cmdline") if _title(p).startswith(title)}
+
+    def replica_pid(self, deployment: str) -> int:
+        """The process of its only replica, once those of an earlier deployment are gone."""
+        until(lambda: len(self.replica_pids(deployment)) == 1)
+        (pid,) = self.replica_pids(deployment)
+        return pid
+
+    @contextlib.contextmanager
+    def held(self, deployment: str) -> Iterator[None]:
+        """Its only replica does nothing meanwhile, as a program after Ctrl-Z."""
+        pid = self.replica_pid(deployment)
+        os.kill(pid, signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            os.kill(pid, signal.SIGCONT)
+
+    @contextlib.contextmanager
+    def asking(self, headers: dict[str, str] | None = None, **changes: Any) -> Iterator[None]:
+        """A good request with changes is on its way; its caller leaves with the block and waits for no answer."""
+        with contextlib.closing(http.client.HTTPConnection("127.0.0.1", self.port)) as connection:
+            headers = {"Content-Type": "application/json"} | (headers or {})
+            connection.request("POST", URL, json.dumps(body(**changes)), headers)
+            yield
+
 
 def _title(path: Path) -> str:
     try:
@@ -63,7 +96,7 @@ def _title(path: Path) -> str:
         return ""
 
 
-def until(condition: Callable[[], bool], *, timeout_s: float = 30.0) -> None:
+def until(condition: Callable[[], bool], *, timeout_s: float = 120.0) -> None:
     """Wait for a condition; fails where it never comes."""
     deadline_s = time.monotonic() + timeout_s
     while not condition():

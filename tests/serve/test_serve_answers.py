@@ -14,7 +14,8 @@ from PIL import Image
 from serve_app import data_url
 from serve_app.contract_answers import GenerationAnswer
 from serve_app.sample import SAMPLE_FACE_URL
-from tests.asgi import URL, body, picture_url
+from serve_app.stages import FLUX_REPLICA
+from tests.asgi import URL, picture_url
 from tests.serve.conftest import RunningService, until
 
 pytestmark = pytest.mark.serve
@@ -108,20 +109,22 @@ def test_a_caller_that_leaves_frees_the_engine(service: RunningService) -> None:
     dropped = service.metric("likeness_engine_requests_total", outcome="cancelled")
     before = service.metric("likeness_engine_sample_steps_total")
     for _ in range(3):
-        with pytest.raises(httpx.ReadTimeout):
-            service.client.post(URL, json=body(steps=100), timeout=0.3)
+        with service.asking(steps=100):
+            until(lambda: service.busy_pids(FLUX_REPLICA))
+        until(lambda: not service.busy_pids(FLUX_REPLICA))
     until(lambda: service.metric("likeness_requests_total", outcome="cancelled") == cancelled + 3)
     until(lambda: service.metric("likeness_engine_requests_total", outcome="cancelled") == dropped + 3)
     num_steps = service.metric("likeness_engine_sample_steps_total") - before
     assert 0 < num_steps < 300 - 100, "each would have taken 100 steps"
-    assert service.metric("likeness_in_flight") == 0
+    until(lambda: service.metric("likeness_in_flight") == 0)
 
 
 def test_health_answers_while_pictures_are_drawn(service: RunningService) -> None:
     with concurrent.futures.ThreadPoolExecutor(4) as pool:
-        drawings = [pool.submit(service.draw, steps=100, seed=seed) for seed in range(4)]
-        until(lambda: service.metric("likeness_in_flight") == 4)
-        assert service.client.get("/health").json() == {"status": "alive"}
-        assert service.client.get("/ready").status_code == 200
-        assert not any(drawing.done() for drawing in drawings), "they had to wait for the pictures"
+        with service.held(FLUX_REPLICA):
+            drawings = [pool.submit(service.draw, seed=seed) for seed in range(4)]
+            until(lambda: service.metric("likeness_in_flight") == 4)
+            assert service.client.get("/health").json() == {"status": "alive"}
+            assert service.client.get("/ready").status_code == 200
+            assert not any(drawing.done() for drawing in drawings), "they had to wait for the pictures"
         assert [drawing.result().status_code for drawing in drawings] == [200] * 4

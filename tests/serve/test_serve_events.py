@@ -69,7 +69,7 @@ def test_events_arrive_as_they_happen_and_callers_that_leave_free_the_engine(ser
     until(lambda: service.metric("likeness_requests_total", outcome="cancelled") == cancelled + NUM_LEAVING)
     until(lambda: service.metric("likeness_engine_requests_total", outcome="cancelled") == dropped + NUM_LEAVING)
     num_steps = service.metric("likeness_engine_sample_steps_total") - before
-    assert 0 < num_steps < 100 * NUM_LEAVING / 2, "each would have taken 100 steps"
+    assert 0 < num_steps < 100 * NUM_LEAVING * 3 / 4, "each would have taken 100 steps"
     until(lambda: service.metric("likeness_in_flight") == 0)
     assert service.draw(EVENTS).status_code == 200
 
@@ -82,7 +82,7 @@ def test_a_refusal_keeps_its_status(service: RunningService) -> None:
 
 def test_a_stream_survives_the_death_of_its_replica(service: RunningService) -> None:
     alone = service.draw({"Accept": "application/json"}, steps=60, seed=5).json()
-    (pid,) = service.replica_pids(FLUX_REPLICA)
+    pid = service.replica_pid(FLUX_REPLICA)
     with streaming(service, steps=60, seed=5) as events:
         assert next(events).name == "queued"
         assert next(events).name == "step"

@@ -20,19 +20,18 @@ pytestmark = pytest.mark.serve
 def test_processes_without_a_network_hold_no_torch(service: RunningService, deployment: str) -> None:
     """A fake engine and no CPU encoder: not one of the three needs it, and the ingress never does."""
     assert service.draw().status_code == 200
-    (pid,) = service.replica_pids(deployment)
+    pid = service.replica_pid(deployment)
     assert "libtorch" not in Path(f"/proc/{pid}/maps").read_text()
 
 
 def test_a_picture_survives_the_death_of_its_replica(service: RunningService) -> None:
     alone = service.draw(steps=100, seed=5)
-    (pid,) = service.replica_pids(FLUX_REPLICA)
+    pid = service.replica_pid(FLUX_REPLICA)
     replays = service.metric("likeness_replays_total", stage=FLUX_REPLICA)
     with concurrent.futures.ThreadPoolExecutor() as pool:
-        num_faces = service.metric("likeness_faces_total")
         drawing = pool.submit(service.draw, steps=100, seed=5)
-        until(lambda: service.metric("likeness_faces_total") > num_faces)
-        time.sleep(0.2)  # it is with the replica now, for another second
+        until(lambda: service.busy_pids(FLUX_REPLICA) == {pid})
+        time.sleep(0.1)  # what is called there has begun to draw now, for almost a second more
         os.kill(pid, signal.SIGKILL)
         response = drawing.result()
     assert response.status_code == 200, response.text
@@ -43,7 +42,7 @@ def test_a_picture_survives_the_death_of_its_replica(service: RunningService) ->
 
 
 def test_a_reference_survives_the_death_of_the_face_stage(service: RunningService) -> None:
-    (pid,) = service.replica_pids(FACE_STAGE)
+    pid = service.replica_pid(FACE_STAGE)
     os.kill(pid, signal.SIGKILL)
     assert service.draw().status_code == 200
     assert service.replica_pids(FACE_STAGE).isdisjoint({pid})

@@ -40,7 +40,7 @@ def test_a_bar_out_of_reach(service: RunningService) -> None:
 
 
 def test_a_killed_stage_comes_back_and_harms_nobody_else(service: RunningService) -> None:
-    (pid,) = service.replica_pids(IDENTITY_STAGE)
+    pid = service.replica_pid(IDENTITY_STAGE)
     os.kill(pid, signal.SIGKILL)
     assert service.draw().status_code == 200, "who asks for no score does not notice"
     until(lambda: service.draw(score=True).status_code == 200)

@@ -18,13 +18,15 @@ LEFT_OVER = "likeness_requests_received_total", "likeness_requests_total", "like
 
 
 def test_what_was_counted_outlives_who_counted_it(service: RunningService) -> None:
+    num_steps = service.metric("likeness_engine_steps_total")
     service.draw(steps=3)
     service.draw(width=1000)
-    time.sleep(5 * PAUSE_S)  # reports come after so long; what a process has not reported dies with it
+    until(lambda: service.metric("likeness_engine_steps_total") >= num_steps + 3)
+    time.sleep(2 * PAUSE_S)  # reports come after so long; what a process has not reported dies with it
     before = {name: service.metric(name) for name in LEFT_OVER}
     assert before["likeness_requests_received_total"] == before["likeness_requests_total"] >= 2
     for deployment in (INGRESS, FLUX_REPLICA):
-        (pid,) = service.replica_pids(deployment)
+        pid = service.replica_pid(deployment)
         os.kill(pid, signal.SIGKILL)
         until(lambda deployment=deployment, pid=pid: len(service.replica_pids(deployment) - {pid}) == 1)
     until(lambda: service.client.get("/ready").status_code == 200)

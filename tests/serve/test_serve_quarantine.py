@@ -8,7 +8,6 @@ import os
 import signal
 import threading
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
@@ -19,17 +18,6 @@ from tests.serve.conftest import RunningService, until
 pytestmark = pytest.mark.serve
 
 
-def busy_pids(service: RunningService) -> set[int]:
-    """Flux replicas that answer a call now: Ray says so in their processes' titles."""
-    title = f"ray::ServeReplica:{service.app_name}:{FLUX_REPLICA}.handle_request".encode()
-    found = set()
-    for path in Path("/proc").glob("[0-9]*/cmdline"):
-        with contextlib.suppress(OSError):  # it ended meanwhile
-            if path.read_bytes().startswith(title):
-                found.add(int(path.parent.name))
-    return found
-
-
 @contextlib.contextmanager
 def deadly(service: RunningService) -> Iterator[set[int]]:
     """Kills every Flux replica as soon as it works on something; the processes that were killed."""
@@ -38,7 +26,7 @@ def deadly(service: RunningService) -> Iterator[set[int]]:
 
     def kill() -> None:
         while not stop.wait(0.02):
-            for pid in busy_pids(service) - killed:
+            for pid in service.busy_pids(FLUX_REPLICA) - killed:
                 killed.add(pid)
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
