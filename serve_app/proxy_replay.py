@@ -2,7 +2,8 @@
 
 Serve gives such a request up with a bare 500, though its connection is the proxy's and still stands. Serve's proxies
 wrap themselves in what ``RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH`` names; it has to be in the environment of every
-node's ``ray start``, as :data:`CALLBACK`.
+node's ``ray start``, as :data:`CALLBACK`. Small bodies then also travel with their requests: see
+:mod:`serve_app.carried_body`.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serve_app.access import browser
+from serve_app.carried_body import Arriving
 from serve_app.errors import StageUnavailableError, describe
 from serve_app.request_id import HEADER as REQUEST_ID_HEADER
 from serve_app.request_id import request_id_of
@@ -53,9 +55,11 @@ class ReplayUnanswered:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        exchange = _Exchange(receive, send, self._max_kept_bytes)
+        arriving = Arriving(scope, receive)
+        await arriving.read_ahead()
+        exchange = _Exchange(arriving.receive, send, self._max_kept_bytes)
         for num_run in range(1, MAX_RUNS + 1):
-            await self._app(dict(scope), exchange.receiver(), exchange.send)
+            await self._app(dict(arriving.scope), exchange.receiver(), exchange.send)
             if exchange.has_answer or exchange.is_caller_gone:
                 return
             if num_run == MAX_RUNS or not exchange.can_run_again:

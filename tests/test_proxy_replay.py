@@ -12,6 +12,7 @@ from ray.serve._private.http_util import _apply_middlewares, validate_http_proxy
 from ray.serve._private.utils import call_function_from_import_path
 from starlette.types import Message, Receive, Scope, Send
 
+from serve_app.carried_body import TakeCarriedBody
 from serve_app.contract_answers import ErrorBody
 from serve_app.proxy_replay import CALLBACK, MAX_RUNS, ReplayUnanswered
 
@@ -34,6 +35,9 @@ class Proxy:
         self.bodies: list[bytes] = []
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await TakeCarriedBody(self._run)(scope, receive, send)
+
+    async def _run(self, scope: Scope, receive: Receive, send: Send) -> None:
         is_last = len(self.bodies) < self.num_deaths
         scope["path"] = "changed by the proxy"
         body = b""
@@ -111,7 +115,7 @@ def test_an_answer_that_has_begun_is_not_begun_again() -> None:
 
 
 def test_nothing_is_run_for_a_caller_that_is_gone() -> None:
-    messages = [{"type": "http.request", "body": BODY, "more_body": True}, {"type": "http.disconnect"}]
+    messages: list[Message] = [{"type": "http.request", "body": BODY, "more_body": True}, {"type": "http.disconnect"}]
     proxy, sent = Proxy(99), []
 
     async def receive() -> Message:
