@@ -98,6 +98,10 @@ class SchedulingPolicy(Protocol):
         """By how much ``new``, or somebody because of it, would miss a deadline; not above 0 where all are met."""
         ...
 
+    def surely_met_beside_s(self, new: Candidate, max_wait_s: float) -> float:
+        """Work that may be here, whosever it is, with ``new`` ending within ``max_wait_s`` and nobody late for it."""
+        ...
+
 
 def make_policy(name: PolicyName, step_seconds: StepSeconds) -> SchedulingPolicy:
     """A policy by its name in the settings."""
@@ -122,6 +126,10 @@ class _InOrder:
             return -math.inf
         ends_s = now_s + (1 + MARGIN) * (self.ahead_s(new, candidates) + new.remaining_device_s)
         return ends_s - new.deadline_s
+
+    def surely_met_beside_s(self, new: Candidate, max_wait_s: float) -> float:
+        """What lateness leaves."""
+        return max_wait_s / (1 + MARGIN) - new.remaining_device_s
 
 
 class FirstCome(_InOrder):
@@ -209,6 +217,10 @@ class ShortestRemaining:
                 work_s += other_s
                 lateness_s = max(lateness_s, now_s + (1 + self._margin) * work_s - due_s)
         return lateness_s
+
+    def surely_met_beside_s(self, new: Candidate, max_wait_s: float) -> float:
+        """If all of it were due before: that leaves no less time to those who are due after."""
+        return (max_wait_s - (1 + self._margin) * new.remaining_device_s) / (1 + max(RESERVE, self._margin))
 
     def _due_s(self, candidate: Candidate, now_s: float) -> float:
         due_s = candidate.arrival_s + self._stretch * (candidate.first_come_s - candidate.arrival_s)

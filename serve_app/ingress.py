@@ -5,6 +5,8 @@ Imports no torch and no Ray: this process only reads, checks and passes on.
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
 from typing import Any
 
 from fastapi import FastAPI
@@ -53,6 +55,7 @@ def make_app(
     metrics: IngressMetrics,
     echo_request_id: bool = True,
     limits: Limits | None = None,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> FastAPI:
     """The application.
 
@@ -63,6 +66,7 @@ def make_app(
         metrics: where requests are counted.
         echo_request_id: answer with ``X-Request-Id``. Off where a proxy in front already does, as Ray Serve's.
         limits: who counts what clients do, where that is limited; this process alone where None.
+        clock: seconds, for how long requests take and how long their callers still wait.
 
     Raises:
         KeyFileError: the settings name a key file that can't be used.
@@ -73,7 +77,7 @@ def make_app(
         backend = TracedBackend(backend)
     if door.limits is not None:
         backend = MeteredBackend(backend, profile)
-    generator = Generator(backend=backend, settings=settings, profile=profile, metrics=metrics)
+    generator = Generator(backend=backend, settings=settings, profile=profile, metrics=metrics, clock=clock)
     app = FastAPI(
         title="Likeness",
         summary="The same person in a new picture.",

@@ -152,7 +152,8 @@ def with_service(test: Callable[[Service], Any], *, held: HeldSteps | None = Non
         stages = StagesInProcess(engine=engine, face_stage=face_stage, replica=replica)
         exchange = LocalExchange(Ledger(clock=time.monotonic), others=[recorder.report])
         metrics = IngressMetrics(exchange=exchange)
-        app = make_app(backend=stages, settings=settings, profile=profile, metrics=metrics)
+        app_clock = time.perf_counter if held is None else held.clock
+        app = make_app(backend=stages, settings=settings, profile=profile, metrics=metrics, clock=app_clock)
         transport = httpx.ASGITransport(app=app, raise_app_exceptions=False)
         async with httpx.AsyncClient(transport=transport, base_url="http://likeness") as client:
             try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
 from typing import Any, get_args
@@ -27,6 +28,7 @@ from engine.scheduler import PolicyName
 PROFILE = load_profile("embedded")
 POLICIES: tuple[PolicyName, ...] = get_args(PolicyName)
 TOKENS_64PX = PROFILE.t5.max_tokens + 16
+STEP_S = 0.1
 
 
 class Time:
@@ -97,7 +99,7 @@ def test_the_queue_is_bounded_in_seconds_and_says_when_there_is_room(policy: Pol
     engine = engine_in(time, policy=policy, max_queued_device_s=5.0)
     for index in range(5):
         engine.submit(request(f"r{index}"))
-    with pytest.raises(EngineBusyError, match="about 5 s of work wait here already; try again in 3 s") as caught:
+    with pytest.raises(EngineBusyError, match=r"about 5 s of work wait here already; try again in 3\.0 s") as caught:
         engine.submit(request("late", num_steps=30))
     assert caught.value.retry_after_s == pytest.approx(3.0)
     work_for(engine, time, caught.value.retry_after_s)
@@ -133,6 +135,32 @@ def test_who_would_be_too_late_is_refused_at_once() -> None:
     work_for(engine, time, caught.value.retry_after_s)
     engine.submit(request("b", max_wait_s=5.0))
     assert error_of(run(engine), "b") is None
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+@settings(deadline=None)
+@given(
+    here=st.lists(st.tuples(st.integers(1, 40), st.sampled_from((None, 4.0, 8.0, 30.0))), min_size=1, max_size=12),
+    num_steps=st.integers(1, 30),
+    max_wait_s=st.sampled_from((None, 4.0, 8.0, 30.0)),
+)
+def test_who_comes_back_when_told_is_taken(
+    policy: PolicyName, here: list[tuple[int, float | None]], num_steps: int, max_wait_s: float | None
+) -> None:
+    """Whatever it was refused for, as long as nobody else comes, and the device works off one request at a time."""
+    time = Time()
+    engine = engine_in(time, policy=policy, max_running=1, max_waiting=8, max_queued_device_s=9.0)
+    for index, (its_steps, its_wait_s) in enumerate(here):
+        with contextlib.suppress(EngineBusyError, DeadlineExceededError):
+            engine.submit(request(f"r{index}", num_steps=its_steps, max_wait_s=its_wait_s))
+    new = request("new", num_steps=num_steps, max_wait_s=max_wait_s)
+    try:
+        engine.submit(new)
+    except DeadlineExceededError:
+        return
+    except EngineBusyError as error:
+        work_for(engine, time, error.retry_after_s + STEP_S)  # a step under way counts as work until it ends
+        engine.submit(new)
 
 
 def test_who_can_overtake_is_not_refused() -> None:
