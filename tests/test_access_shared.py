@@ -98,7 +98,7 @@ def test_an_answer_that_came_too_late_holds_nobody_inside() -> None:
 def test_who_entered_there_leaves_there_also_after_an_answer_that_came_too_late() -> None:
     async def run() -> None:
         actor = Actor()
-        limits = limits_of(actor, timeout_s=0.01)
+        limits = limits_of(actor, timeout_s=0.5)
         assert await limits.enter("first", "a", ONE_AT_ONCE) is None
         actor.answers.clear()
         assert await limits.reserve("first", 1.0) == 0.0
