@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import statistics
 from collections.abc import Callable, Iterator, Sequence
 
@@ -59,14 +60,14 @@ def calibrated(
     steps = [
         (
             step_features([runner.num_txt + size.num_tokens for size in sizes]),
-            seconds(lambda sizes=sizes: runner.velocity([rows[size] for size in sizes])),  # type: ignore[misc]
+            seconds(functools.partial(runner.velocity, [rows[size] for size in sizes])),
         )
         for sizes in _batches(small, middle, native, runner.num_txt, config)
     ]
     decodes = [
         (
             decode_features(size.width_px * size.height_px),
-            seconds(lambda size=size: runner.decode(rows[size].tokens, size)),  # type: ignore[misc]
+            seconds(functools.partial(runner.decode, rows[size].tokens, size)),
         )
         for size in (small, middle, native)
     ]

@@ -22,18 +22,15 @@ from engine.cost_meter import CostMeter
 from engine.cost_model import CostModel, RequestWork
 from engine.errors import EngineError, EngineStoppedError, NumericalError, OutOfDeviceMemoryError
 from engine.ledger import Entry, Ledger, Stage
-from engine.memory import MEMORY_PROFILES, check_fits
 from engine.model.image_prompt import ImagePrompt
 from engine.model.text import TextEmbedding
 from engine.profile import ModelProfile
 from engine.request import EngineEvent, EngineStats, Finished, ImageRequest, Queued, RgbImage, StageSeconds
-from engine.runner import FluxRunner, Row, resized
+from engine.runner import FluxRunner, Row, load_runner, resized
 from engine.sampling.guidance import euler_step, guided
 from engine.sampling.preview import LatentPreview
 from engine.sampling.schedule import sigmas
 from engine.scheduler import StepBudget, make_policy
-from engine.weights.load import load_networks
-from engine.weights.plan import memory_plans
 
 logger = logging.getLogger(__name__)
 
@@ -322,22 +319,5 @@ def _rows(job: _Job) -> list[Row]:
 
 
 def load_engine(config: EngineConfig, on_stage: Callable[[str, float], None] | None = None) -> FluxEngine:
-    """Read a profile's files and be ready to draw; see :meth:`FluxEngine.warm_up` for the rest of a cold start.
-
-    Raises:
-        ModelLoadError: the model folder is incomplete, corrupt or of another model, or does not fit the device.
-    """
-    if config.cpu_threads is not None:
-        torch.set_num_threads(config.cpu_threads)
-    if config.device == "cuda":
-        plans = memory_plans(config)
-        check_fits(plans.pop(config.memory), torch.cuda.mem_get_info()[0], others=plans)
-    networks = load_networks(
-        config.profile,
-        config.model_dir,
-        device=config.device,
-        dtype=config.dtype,
-        memory=MEMORY_PROFILES[config.memory],
-        on_stage=on_stage,
-    )
-    return FluxEngine(config, FluxRunner(networks, config))
+    """An engine over :func:`engine.runner.load_runner`; see :meth:`FluxEngine.warm_up` for the rest of a cold start."""
+    return FluxEngine(config, load_runner(config, on_stage))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -13,13 +13,15 @@ from torch import Tensor
 from engine.cache import ByteBudgetCache
 from engine.config import EngineConfig
 from engine.errors import InvalidRequestError
+from engine.memory import MEMORY_PROFILES, check_fits
 from engine.model.image_prompt import ImagePrompt
 from engine.model.packing import Packing
 from engine.model.text import TextEmbedding
 from engine.profile import DrawnSize
 from engine.request import Reference, RgbImage
 from engine.sampling import latents as latent_tokens
-from engine.weights.load import DTYPES, Networks
+from engine.weights.load import DTYPES, Networks, load_networks
+from engine.weights.plan import memory_plans
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -85,8 +87,9 @@ class FluxRunner:
 
     def num_references_to_encode(self, reference: Reference | None) -> int:
         """1 where CLIP's vision tower has to run for it, else 0."""
-        is_crop = reference is not None and reference.crop is not None
-        return int(is_crop and reference is not None and _image_key(reference) not in self.image_cache)
+        if reference is None or reference.crop is None:
+            return 0
+        return int(_image_key(reference) not in self.image_cache)
 
     def encode_reference(self, reference: Reference) -> ImagePrompt:
         """The adapter's keys and values for one reference, of scale 1, cached by its content."""
@@ -148,6 +151,31 @@ class FluxRunner:
             raise InvalidRequestError(f"the reference embedding has shape {embedding.shape}, expected ({expected},)")
         row = torch.from_numpy(embedding.copy()).to(self._device, self._dtype)[None]
         return self._networks.adapter.encode(row)
+
+
+def load_runner(config: EngineConfig, on_stage: Callable[[str, float], None] | None = None) -> FluxRunner:
+    """Read a profile's files onto the device.
+
+    Args:
+        on_stage: called after each network with its role and the seconds it took.
+
+    Raises:
+        ModelLoadError: the model folder is incomplete, corrupt or of another model, or does not fit the device.
+    """
+    if config.cpu_threads is not None:
+        torch.set_num_threads(config.cpu_threads)
+    if config.device == "cuda":
+        plans = memory_plans(config)
+        check_fits(plans.pop(config.memory), torch.cuda.mem_get_info()[0], others=plans)
+    networks = load_networks(
+        config.profile,
+        config.model_dir,
+        device=config.device,
+        dtype=config.dtype,
+        memory=MEMORY_PROFILES[config.memory],
+        on_stage=on_stage,
+    )
+    return FluxRunner(networks, config)
 
 
 def _image_key(reference: Reference) -> tuple[str, str]:
