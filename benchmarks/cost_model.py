@@ -1,12 +1,18 @@
 """How well the cost model predicts: a mixed trace through the engine, every step priced before it is taken.
 
     python -m benchmarks.cost_model --out benchmarks/results/cost_model_cpu.json
-    python -m benchmarks.cost_model --device cuda --dtype bfloat16 --profile flux-dev --model-dir /tmp/flux-dev --out …
+    python -m benchmarks.cost_model --profile flux-dev --device cuda --dtype bfloat16 --model-dir /tmp/flux-dev \\
+        --seconds 75 --out benchmarks/results/cost_model_h200.json
 
 Sizes, steps, guidance and company are random; requests come in while others are drawn. Reported is
 |predicted ÷ measured − 1|: of steps, once as calibrated at warm-up and once with the corrections made under way; of the
-stages around them; of whole requests as priced when they were taken in, among those that shared no step. Weights are
-random where the folder holds none: they cost what trained ones cost.
+stages around them; of whole requests as priced when they were taken in, among those that shared no step. The file is
+written anew every few seconds, so that a run that is cut off leaves what it has.
+
+The second line on one H200, from its measured steps (158 ms at 1024², 56 ms at 512²): 41 s to write random weights of
+full size where the folder has none, 6 s to load them, 10 s for Python and warm-up; 60 requests of 9.2 steps and 1.25
+rows at a mean of 99 ms are 70 s. At most 41 + 6 + 10 + 75 + 6 s (who is in it when ``--seconds`` are over is still
+drawn) = 140 s; 95 s where the folder is full.
 
 ``--clock cpu`` counts this process's CPU seconds instead of the wall's: for a CPU that is shared with other work, with
 ``--cpu-threads 1``.
@@ -19,29 +25,23 @@ import collections
 import dataclasses
 import json
 import os
-import platform
 import random
 import statistics
 import sys
-import tempfile
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
-from engine.config import EngineConfig
+from benchmarks import engine_flags
+from benchmarks.engine_flags import tell
 from engine.cost_meter import CostMeter
-from engine.cost_model import CostModel, step_features
+from engine.cost_model import step_features
 from engine.engine import UNCALIBRATED, FluxEngine
-from engine.memory import MEMORY_PROFILES
-from engine.profile import SIZE_STEP_PX, ModelProfile, load_profile
+from engine.profile import SIZE_STEP_PX, ModelProfile
 from engine.request import Failed, Finished, ImageRequest, Reference, StepProgress
-from engine.runner import FluxRunner
-from engine.weights.load import load_networks
-from engine.weights.untrained import write_untrained
 
 SIDES = (0.5, 0.625, 0.75, 0.875, 1.0)
 """Sides of the pictures, in parts of the native size. Calibration times 0.5, 0.75 and 1."""
@@ -126,14 +126,21 @@ def mixed_requests(profile: ModelProfile, num: int, rng: random.Random) -> list[
     ]
 
 
-def run_trace(engine: FluxEngine, requests: Iterable[ImageRequest], rng: random.Random) -> list[float]:
-    """Draw all, taking each in after a random number of steps; errors of the prices of those that rode alone."""
+def run_trace(
+    engine: FluxEngine, requests: Iterable[ImageRequest], rng: random.Random, *, is_over: Callable[[], bool]
+) -> Iterator[float | None]:
+    """Draw all, taking each in after a random number of steps, and none once it is over.
+
+    Yields:
+        For every picture, by how much its price was off; None where it shared a step.
+    """
     waiting = collections.deque(requests)
     priced_s: dict[str, float] = {}
     shared: set[str] = set()
-    errors: list[float] = []
     num_steps_to_next = 0.0
     while waiting or engine.has_work:
+        if is_over():
+            waiting.clear()
         while waiting and (num_steps_to_next <= 0.0 or not engine.has_work):
             request = waiting.popleft()
             priced_s[request.request_id] = engine.submit(request).predicted_device_s
@@ -144,9 +151,9 @@ def run_trace(engine: FluxEngine, requests: Iterable[ImageRequest], rng: random.
         shared.update(riders if len(riders) > 1 else ())
         for event in events:
             assert not isinstance(event, Failed), event
-            if isinstance(event, Finished) and event.request_id not in shared:
-                errors.append(abs(priced_s[event.request_id] / event.device_s - 1.0))
-    return errors
+            if isinstance(event, Finished):
+                is_alone = event.request_id not in shared
+                yield abs(priced_s[event.request_id] / event.device_s - 1.0) if is_alone else None
 
 
 def percent(errors: Sequence[float]) -> dict[str, float | int]:
@@ -171,89 +178,91 @@ def summary(steps: Sequence[Observation]) -> dict[str, Any]:
 
 CLOCKS = {"wall": time.monotonic, "cpu": time.process_time}
 
+WRITE_EVERY_S = 5.0
 
-def measure(config: EngineConfig, *, num_requests: int, seed: int, clock: Callable[[], float]) -> dict[str, Any]:
+
+class Run:
+    """One trace through one engine, and what it has shown so far."""
+
+    def __init__(self, engine: FluxEngine, meter: RecordingMeter) -> None:
+        self._engine = engine
+        self._meter = meter
+        self._request_errors: list[float] = []
+        self._num_pictures = 0
+        self._load_before = os.getloadavg()[0]
+        started_s = time.monotonic()
+        engine.warm_up()
+        self._warm_up_s = time.monotonic() - started_s
+        meter.calibrated = engine.cost_model
+        self._began_s = time.monotonic()
+
+    def go(
+        self, requests: Sequence[ImageRequest], rng: random.Random, *, max_s: float, write: Callable[[Any], None]
+    ) -> dict[str, Any]:
+        """Draw all that fit into ``max_s``; ``write`` takes the report, now and then and at the end."""
+        written_s = self._began_s
+        for error in run_trace(self._engine, requests, rng, is_over=lambda: self._passed_s >= max_s):
+            self._num_pictures += 1
+            self._request_errors += [] if error is None else [error]
+            if time.monotonic() - written_s >= WRITE_EVERY_S:
+                written_s = time.monotonic()
+                write(self.report(is_complete=False))
+                tell(f"{self._num_pictures} of {len(requests)} pictures, {len(self._meter.steps)} steps")
+        report = self.report(is_complete=self._num_pictures == len(requests))
+        write(report)
+        return report
+
+    def report(self, *, is_complete: bool) -> dict[str, Any]:
+        """All figures. ``is_complete`` says whether time was enough for every request."""
+        stats, steps = self._engine.stats(), self._meter.steps
+        kinds = sorted({step.kind for step in steps})
+        return {
+            "is_complete": is_complete,
+            "num_requests": self._num_pictures,
+            "load_average_before_after": [round(self._load_before, 2), round(os.getloadavg()[0], 2)],
+            "warm_up_s": round(self._warm_up_s, 2),
+            "trace_s": round(self._passed_s, 1),
+            "requests_per_step": round(stats.num_sample_steps / max(1, stats.num_steps), 2),
+            "num_step_shapes": len({tuple(sorted(step.row_tokens)) for step in steps}),
+            "steps": summary(steps),
+            "steps_by_kind": {kind: summary([step for step in steps if step.kind == kind]) for kind in kinds},
+            "stages": {name: percent(errors) for name, errors in sorted(self._meter.stages.items())},
+            "requests_that_shared_no_step": percent(self._request_errors),
+            "calibrated": self._meter.calibrated.to_dict(),
+            "corrected": self._engine.cost_model.to_dict(),
+        }
+
+    @property
+    def _passed_s(self) -> float:
+        return time.monotonic() - self._began_s
+
+
+def main(argv: Sequence[str] | None = None) -> int:
     """Load, calibrate, run the trace."""
-    if config.cpu_threads is not None:
-        torch.set_num_threads(config.cpu_threads)
-    networks = load_networks(
-        config.profile,
-        config.model_dir,
-        device=config.device,
-        dtype=config.dtype,
-        memory=MEMORY_PROFILES[config.memory],
-    )
-    meter = RecordingMeter()
-    engine = FluxEngine(config, FluxRunner(networks, config), meter=meter, clock=clock)
-    load_before = os.getloadavg()[0]
-    started_s = time.perf_counter()
-    engine.warm_up()
-    warm_up_s = time.perf_counter() - started_s
-    meter.calibrated = engine.cost_model
-    rng = random.Random(seed)
-    started_s = time.perf_counter()
-    request_errors = run_trace(engine, mixed_requests(config.profile, num_requests, rng), rng)
-    stats = engine.stats()
-    assert CostModel.from_dict(json.loads(json.dumps(engine.cost_model.to_dict()))) == engine.cost_model
-    kinds = sorted({step.kind for step in meter.steps})
-    return {
-        "num_requests": num_requests,
-        "seed": seed,
-        "load_average_before_after": [round(load_before, 2), round(os.getloadavg()[0], 2)],
-        "warm_up_s": round(warm_up_s, 2),
-        "trace_s": round(time.perf_counter() - started_s, 1),
-        "requests_per_step": round(stats.num_sample_steps / stats.num_steps, 2),
-        "num_step_shapes": len({tuple(sorted(step.row_tokens)) for step in meter.steps}),
-        "steps": summary(meter.steps),
-        "steps_by_kind": {kind: summary([step for step in meter.steps if step.kind == kind]) for kind in kinds},
-        "stages": {name: percent(errors) for name, errors in sorted(meter.stages.items())},
-        "requests_that_shared_no_step": percent(request_errors),
-        "calibrated": meter.calibrated.to_dict(),
-        "corrected": engine.cost_model.to_dict(),
-    }
-
-
-def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--profile", default="embedded")
-    parser.add_argument("--model-dir", help="default: a temporary folder, with random weights")
-    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
-    parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
-    parser.add_argument("--cpu-threads", type=int)
+    engine_flags.add_flags(parser, max_batch_tokens=18_432)
     parser.add_argument("--clock", default="wall", choices=tuple(CLOCKS))
-    parser.add_argument("--max-batch-tokens", type=int, default=18_432)
     parser.add_argument("--num-requests", type=int, default=60)
+    parser.add_argument("--seconds", type=float, default=600.0, help="of the trace, at most (default %(default)g)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, required=True)
-    arguments = parser.parse_args()
+    argv = sys.argv[1:] if argv is None else argv
+    arguments = parser.parse_args(argv)
 
-    profile = load_profile(arguments.profile)
-    with tempfile.TemporaryDirectory() as temporary:
-        folder = arguments.model_dir or temporary
-        if not any(Path(folder).glob("*.safetensors")):
-            write_untrained(profile, folder, device=arguments.device, on_file=print)
-        config = EngineConfig(
-            profile=profile,
-            model_dir=folder,
-            device=arguments.device,
-            dtype=arguments.dtype,
-            cpu_threads=arguments.cpu_threads,
-            max_batch_tokens=arguments.max_batch_tokens,
-            max_queued_device_s=1e9,
-        )
-        result = {
-            "command": " ".join(["python -m benchmarks.cost_model", *sys.argv[1:]]),
-            "torch": torch.__version__,
-            "python": platform.python_version(),
-            "device": torch.cuda.get_device_name() if arguments.device == "cuda" else platform.processor() or "CPU",
-            "num_cpus": os.cpu_count(),
-            "profile": profile.name,
-            "dtype": arguments.dtype,
-            "clock": arguments.clock,
-            **measure(config, num_requests=arguments.num_requests, seed=arguments.seed, clock=CLOCKS[arguments.clock]),
-        }
-    arguments.out.write_text(json.dumps(result, indent=2) + "\n")
-    print(json.dumps({key: result[key] for key in ("steps", "steps_by_kind", "stages")}, indent=1))
+    facts = engine_flags.facts("benchmarks.cost_model", arguments, argv)
+    facts |= {"clock": arguments.clock, "seed": arguments.seed}
+
+    def write(report: dict[str, Any]) -> None:
+        arguments.out.write_text(json.dumps(facts | report, indent=2) + "\n")
+
+    config, runner = engine_flags.load(arguments)
+    meter = RecordingMeter()
+    run = Run(FluxEngine(config, runner, meter=meter, clock=CLOCKS[arguments.clock]), meter)
+    tell("warm; the trace begins")
+    rng = random.Random(arguments.seed)
+    requests = mixed_requests(config.profile, arguments.num_requests, rng)
+    report = run.go(requests, rng, max_s=arguments.seconds, write=write)
+    print(json.dumps({key: report[key] for key in ("steps", "steps_by_kind", "stages")}, indent=1))
     return 0
 
 
