@@ -10,15 +10,19 @@ import dataclasses
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Union, get_args, get_origin
+from typing import TYPE_CHECKING, Any, Union, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ValidationError
 
+from engine.errors import ModelLoadError
 from serve_app.config_deployments import deployment_problems, laid_over, sentences, together_problems
 from serve_app.scaling.settings import POLICY
 from serve_app.settings import AppSettings
 from serve_app.strict import unknown_key
+
+if TYPE_CHECKING:
+    from ray.serve.schema import ServeDeploySchema
 
 IMPORT_PATH = "serve_app.app:build"
 
@@ -51,6 +55,25 @@ def validate_serve_config(source: str | Path | Mapping[str, Any]) -> CheckedConf
         OSError: the file can't be read.
     """
     config = source if isinstance(source, Mapping) else _read_yaml(Path(source))
+    schema, problems = _as_ray_reads(config)
+    applications: dict[str, AppSettings] = {}
+    for index, application in enumerate(config["applications"]):
+        where = f"applications[{index}]"
+        problems += _runtime_env_problems(application.get("runtime_env"), f"{where}.runtime_env")
+        if application["import_path"] == IMPORT_PATH:
+            settings, found = _our_settings(application, where, schema.http_options.request_timeout_s)
+            problems += found
+            if settings is not None:
+                applications[application.get("name", schema.applications[index].name)] = settings
+    if not problems and not applications:
+        problems.append(f"applications: none has import_path {IMPORT_PATH}")
+    if problems:
+        raise ConfigFileError(tuple(problems))
+    return CheckedConfig(host=schema.http_options.host, port=schema.http_options.port, applications=applications)
+
+
+def _as_ray_reads(config: Mapping[str, Any]) -> tuple[ServeDeploySchema, list[str]]:
+    """The configuration by Serve's own schema, and the keys that this overlooks. Raises ConfigFileError."""
     from ray.serve.schema import ServeDeploySchema
 
     problems = _unknown_keys(config, ServeDeploySchema, "")
@@ -58,38 +81,32 @@ def validate_serve_config(source: str | Path | Mapping[str, Any]) -> CheckedConf
         with warnings.catch_warnings():
             # metrics_interval_s is called deprecated, and nothing else sets how often Serve's processes report.
             warnings.simplefilter("ignore", DeprecationWarning)
-            schema = ServeDeploySchema.model_validate(dict(config))
+            return ServeDeploySchema.model_validate(dict(config)), problems
     except (ValidationError, ValueError) as error:
         raise ConfigFileError((*problems, *sentences(error, ""))) from None
     except (ImportError, AttributeError) as error:  # Serve's schema imports policies and routers by their names
         raise ConfigFileError(
             (*problems, f"autoscaling_config.policy.policy_function: {error}; ours is {POLICY}")
         ) from None
-    applications: dict[str, AppSettings] = {}
-    for index, application in enumerate(config["applications"]):
-        where = f"applications[{index}]"
-        problems += _runtime_env_problems(application.get("runtime_env"), f"{where}.runtime_env")
-        if application["import_path"] != IMPORT_PATH:
-            continue
-        deployments = application.get("deployments", [])
-        problems += deployment_problems(deployments, f"{where}.deployments")
-        try:
-            settings = AppSettings.model_validate(application.get("args", {}))
-            settings.load_profile()
-        except ValidationError as error:
-            problems += sentences(error, f"{where}.args")
-        except Exception as error:
-            problems.append(f"{where}.args.profile: {error}")
-        else:
-            settings, live_problems = laid_over(settings, deployments, f"{where}.deployments")
-            problems += live_problems
-            problems += together_problems(settings, deployments, schema.http_options.request_timeout_s, where)
-            applications[application.get("name", schema.applications[index].name)] = settings
-    if not problems and not applications:
-        problems.append(f"applications: none has import_path {IMPORT_PATH}")
-    if problems:
-        raise ConfigFileError(tuple(problems))
-    return CheckedConfig(host=schema.http_options.host, port=schema.http_options.port, applications=applications)
+
+
+def _our_settings(
+    application: Mapping[str, Any], where: str, http_timeout_s: float | None
+) -> tuple[AppSettings | None, list[str]]:
+    """The settings of an application of ours, None where they are no settings; and all that is wrong with it."""
+    deployments = application.get("deployments", [])
+    problems = deployment_problems(deployments, f"{where}.deployments")
+    try:
+        settings = AppSettings.model_validate(application.get("args", {}))
+        settings.load_profile()
+    except ValidationError as error:
+        return None, problems + sentences(error, f"{where}.args")
+    except ModelLoadError as error:
+        return None, [*problems, f"{where}.args.profile: {error}"]
+    settings, live_problems = laid_over(settings, deployments, f"{where}.deployments")
+    problems += live_problems
+    problems += together_problems(settings, deployments, http_timeout_s, where)
+    return settings, problems
 
 
 def _read_yaml(path: Path) -> Mapping[str, Any]:
