@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from serve_app.errors import NotAcceptableError
-from serve_app.negotiation import OFFERS, choose
+from serve_app.negotiation import MAX_RANGES, OFFERS, choose, negotiate
 
 JPEG, PNG, WEBP, JSON, EVENTS = OFFERS
 
@@ -66,3 +66,9 @@ def test_the_highest_weight_wins(wishes: list[tuple[str, int]]) -> None:
     accept = ", ".join(f"{form};q={weight / 1000:.3f}" for form, weight in wishes)
     best = max(weight for _, weight in wishes)
     assert (choose(accept), best) in wishes
+
+
+def test_a_header_without_end_is_read_to_a_bound() -> None:
+    assert negotiate(",".join([*["audio/ogg"] * (MAX_RANGES - 1), "image/png"])).form == "image/png"
+    with pytest.raises(NotAcceptableError):
+        negotiate(",".join([*["audio/ogg"] * MAX_RANGES, "image/png"]))

@@ -31,14 +31,12 @@ from pydantic import Field, ValidationError
 
 from serve_app.access.keys import Client, KeyEntry, KeyRing
 from serve_app.access.settings import ClientLimits
+from serve_app.metrics.table import MAX_CLIENTS
 from serve_app.strict import StrictSettings
 
 logger = logging.getLogger(__name__)
 
 ENVIRONMENT: Final = "env:"
-MAX_CLIENTS: Final = 1000
-"""Each is a label of several metrics."""
-
 CHECK_PERIOD_S: Final = 2.0
 """How soon a change counts. Asking the file system takes 2 µs."""
 
