@@ -11,6 +11,7 @@ import logging
 from collections.abc import Callable
 from typing import Any, Final
 
+import ray
 from fastapi import FastAPI
 from pydantic import ValidationError
 from ray import serve
@@ -30,6 +31,7 @@ from serve_app.observed import observe, observed
 from serve_app.ray_backend import RayBackend
 from serve_app.scaling.live import publish
 from serve_app.settings import AppSettings
+from serve_app.shared_turn import SharedTurn
 from serve_app.stages import FACE_STAGE, FLUX_REPLICA, IDENTITY_STAGE, INGRESS
 
 logger = logging.getLogger(__name__)
@@ -64,6 +66,7 @@ class Ingress:
             identity_stage=identity_stage,
             app_name=context.app_name,
             on_replay=self._metrics.replayed,
+            turn=SharedTurn(context.app_name, owner=ray.get_runtime_context().get_actor_id() or ""),
         )
         self._limits = self._shared_limits(context.app_name)
 

@@ -6,10 +6,11 @@ some request may have been the cause, and whoever sent it will send it again. Th
 * Deaths are counted by what is asked for, not by request: sending the same again does not begin anew.
 * Runs that were at work at the same time count one death, not one each: many copies of an innocent request may have
   been beside the guilty one.
-* Before its last run a request waits until it is the only one under suspicion that runs. Company that was guilty
-  before then dies alone, and the innocent live.
+* Before its last run a request waits for a turn, so that it is the only one under suspicion that runs. Company that
+  was guilty before then dies alone, and the innocent live.
 
-All of this is one ingress replica's own knowledge: with several, what kills replicas may do so as often in each.
+The turn is one for all ingress replicas: who is guilty came through another one as likely as not. Deaths are counted
+by each for itself; with several, what kills replicas may do so as often in each.
 """
 
 from __future__ import annotations
@@ -26,7 +27,9 @@ from engine.request import ImageRequest
 from serve_app.errors import QuarantinedError
 
 MAX_DEATHS: Final = 3
-"""One run and two more. A second death may still be an accident, such as a machine that was taken back twice."""
+"""One run and two more. The first death says nothing about any one of a batch. Nor does the second: all of the batch
+were run again at once, probably together. To run each apart after the first death would tell the guilty one death
+earlier, and make everybody whose replica had an accident wait for all others who were on it."""
 
 QUARANTINE_S: Final = 300.0
 """After the last death. Long enough for the replicas to be replaced, short enough if it was none of its fault."""
@@ -49,12 +52,18 @@ class Quarantine:
 
     Args:
         clock: seconds, monotonic.
+        turn: what one at a time can enter, of all quarantines that know the same replicas.
     """
 
-    def __init__(self, *, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        turn: contextlib.AbstractAsyncContextManager[object] | None = None,
+    ) -> None:
         self._clock = clock
         self._suspects: dict[str, _Suspect] = {}  # in the order of their last deaths
-        self._alone = asyncio.Lock()
+        self._turn = asyncio.Lock() if turn is None else turn
 
     @contextlib.asynccontextmanager
     async def run(self, fingerprint: str) -> AsyncIterator[None]:
@@ -65,7 +74,7 @@ class Quarantine:
         """
         async with contextlib.AsyncExitStack() as stack:
             if self._num_deaths(fingerprint) == MAX_DEATHS - 1:
-                await stack.enter_async_context(self._alone)
+                await stack.enter_async_context(self._turn)
             num_deaths = self._num_deaths(fingerprint)  # others may have died while this one waited
             if num_deaths >= MAX_DEATHS:
                 raise self._refusal(fingerprint)

@@ -55,6 +55,9 @@ class RayBackend:
 
     A request whose replica died, or whose engine stopped, is run again, at most as often as
     :mod:`serve_app.quarantine` allows: drawing depends on nothing but the request, so every run gives the same picture.
+
+    Args:
+        turn: see :class:`serve_app.quarantine.Quarantine`.
     """
 
     def __init__(
@@ -65,13 +68,14 @@ class RayBackend:
         identity_stage: DeploymentHandle | None = None,
         app_name: str,
         on_replay: Callable[[str], None],
+        turn: contextlib.AbstractAsyncContextManager[object] | None = None,
     ) -> None:
         self._face_stage = face_stage
         self._flux_replica = flux_replica
         self._flux_streams = flux_replica.options(stream=True)
         self._identity_stage = identity_stage
         self._on_replay = on_replay
-        self._quarantine = Quarantine()
+        self._quarantine = Quarantine(turn=turn)
         self._second_try = SecondTry()
         stages = {FACE_STAGE: face_stage, FLUX_REPLICA: flux_replica}
         if identity_stage is not None:

@@ -15,8 +15,10 @@ import pytest
 
 from monitoring.start import command, config_for, find_program
 
+IS_PROMETHEUS_HERE = find_program("prometheus") is not None and find_program("promtool") is not None
+
 needs_prometheus = pytest.mark.skipif(
-    find_program("prometheus") is None or find_program("promtool") is None,
+    not IS_PROMETHEUS_HERE,
     reason="there is no Prometheus here: apt install prometheus, or python3 scripts/get_prometheus.py",
 )
 

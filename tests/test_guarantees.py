@@ -35,7 +35,8 @@ def test_every_promise_is_held_by_a_test(promise: str, held_by: str) -> None:
 
 def test_every_fault_that_is_tested_is_promised() -> None:
     held = " ".join(held_by for _, held_by in promises())
-    for path in ("tests/cluster/test_cluster_faults.py", "tests/cluster/test_cluster_scaling.py"):
+    for name in ("faults", "scaling", "embedded", "nodes"):
+        path = f"tests/cluster/test_cluster_{name}.py"
         for node in ast.parse((ROOT / path).read_text(encoding="utf-8")).body:
             if isinstance(node, ast.FunctionDef) and node.name.startswith("test_"):
                 assert f"`{path}::{node.name}`" in held

@@ -109,7 +109,8 @@ class House:
 
 @pytest.mark.parametrize("num_replicas", [1, 2, 5])
 @pytest.mark.parametrize("num_guilty", [1, 3])
-def test_the_guilty_end_and_everybody_beside_them_is_served(num_replicas: int, num_guilty: int) -> None:
+@pytest.mark.parametrize("num_doors", [1, 2])
+def test_the_guilty_end_and_everybody_beside_them_is_served(num_replicas: int, num_guilty: int, num_doors: int) -> None:
     async def until_it_lives(quarantine: Quarantine, house: House, name: str) -> str:
         while True:
             try:
@@ -126,9 +127,11 @@ def test_the_guilty_end_and_everybody_beside_them_is_served(num_replicas: int, n
         house = House(
             guilty=frozenset(n for n in names if "guilty" in n), num_replicas=num_replicas, random=random.Random(7)
         )
-        quarantine = Quarantine(clock=Clock())
+        turn = asyncio.Lock()
+        doors = [Quarantine(clock=Clock(), turn=turn) for _ in range(num_doors)]
+        of = {name: doors[index % num_doors] for index, name in enumerate(names)}
         for _ in range(4):  # callers that don't give up
-            ends = await asyncio.gather(*(until_it_lives(quarantine, house, name) for name in names))
+            ends = await asyncio.gather(*(until_it_lives(of[name], house, name) for name in names))
             assert ends == ["served"] * 20 + ["quarantined"] * num_guilty
         assert house.num_deaths <= MAX_DEATHS * num_guilty, "however often they come back"
 

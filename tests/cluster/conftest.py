@@ -27,6 +27,8 @@ MARKS = [
     # Serve's own word for the only knob it has
     pytest.mark.filterwarnings("ignore:The `metrics_interval_s` field in AutoscalingConfig:DeprecationWarning"),
 ]
+ORDER = ("test_cluster_nodes", "test_cluster_faults", "test_cluster_scaling", "test_cluster_embedded")
+"""First what has a Ray of its own, then as few changes of the application as may be; other modules come after them."""
 OBJECT_STORE_BYTES = 100 * 2**20
 ENVIRONMENT = {
     "RAY_AUTH_MODE": "disabled",
@@ -38,6 +40,17 @@ ENVIRONMENT = {
     "PYTHONPATH": str(ROOT),  # for tests.cluster.faulty
     CALLBACK_VARIABLE: CALLBACK,
 }
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put this folder's modules into :data:`ORDER`, behind all other tests."""
+
+    def place(item: pytest.Item) -> int:
+        if item.path.parent != Path(__file__).parent:
+            return 0
+        return 1 + (ORDER.index(item.path.stem) if item.path.stem in ORDER else len(ORDER))
+
+    items.sort(key=place)
 
 
 class Machines:
@@ -118,6 +131,7 @@ def rehearsal() -> dict[str, Any]:
     application["args"]["engine"]["max_step_s"] = 1.5
     for deployment in application["deployments"]:
         deployment["graceful_shutdown_timeout_s"] = 90.0
+        deployment["graceful_shutdown_wait_loop_s"] = 0.2  # how often a replica that is let go looks whether it is idle
         options = deployment["ray_actor_options"]
         match deployment["name"]:
             case "Ingress":
@@ -128,6 +142,7 @@ def rehearsal() -> dict[str, Any]:
                 options["resources"] = {"face": 1}
             case "FluxReplica":
                 deployment["scaled"] = deployment.pop("autoscaling_config")
+                deployment["scaled"]["policy"]["policy_kwargs"] |= {"hold_s": 3.0, "idle_to_zero_s": 3.0}
                 deployment["num_replicas"] = 2
     return config
 
@@ -148,7 +163,9 @@ def deploy(machines: Machines) -> Iterator[Deploy]:
     port, name = free_port(), f"likeness-{secrets.token_hex(4)}-{os.getpid()}"
     with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=120.0, trust_env=False) as client:
 
-        def deployed(change: Change | None = None, *, is_awaited: bool = True) -> RunningService:
+        def deployed(
+            change: Change | None = None, *, is_awaited: bool = True, within_s: float = 90.0
+        ) -> RunningService:
             config = rehearsal()
             config["applications"][0]["name"] = name
             config["http_options"]["port"] = port
@@ -162,7 +179,7 @@ def deploy(machines: Machines) -> Iterator[Deploy]:
             controller.deploy_apps(schema, _blocking=False)
             service = RunningService(app_name=name, client=client, port=port)
             if is_awaited:
-                until(lambda: is_settled(service), timeout_s=90)
+                until(lambda: is_settled(service), timeout_s=within_s)
             return service
 
         yield deployed

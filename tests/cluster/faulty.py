@@ -21,8 +21,9 @@ from serve_app.flux_replica import OpenEngine, open_engine
 from serve_app.settings import AppSettings
 
 KILL = "kill the process"
+KILL_ONCE = "die once"
 HANG_ONCE = "hang once"
-"""Followed by the path of a file that does not exist yet; it is made, so that the second run goes well."""
+"""Both followed by the path of a file that does not exist yet; it is made, so that the second run goes well."""
 OUT_OF_MEMORY = "out of memory"
 
 FAULT_AT_STEP = 3
@@ -91,12 +92,10 @@ class FaultyEngine:
         self._engine.close()
 
     def _do(self, prompt: str, request_id: str) -> None:
-        if KILL in prompt:
+        if KILL in prompt or (KILL_ONCE in prompt and _is_first_time(prompt)):
             os.kill(os.getpid(), signal.SIGKILL)
-        if HANG_ONCE in prompt:
-            with contextlib.suppress(FileExistsError):
-                Path(prompt.rpartition(" ")[2]).touch(exist_ok=False)
-                time.sleep(3600.0)
+        if HANG_ONCE in prompt and _is_first_time(prompt):
+            time.sleep(3600.0)
         if OUT_OF_MEMORY in prompt:
             self._engine.cancel(request_id)
 
@@ -104,3 +103,10 @@ class FaultyEngine:
         if isinstance(event, Failed) and OUT_OF_MEMORY in self._prompts[event.request_id]:
             return Failed(request_id=event.request_id, error=OutOfDeviceMemoryError("the request did not fit"))
         return event
+
+
+def _is_first_time(prompt: str) -> bool:
+    with contextlib.suppress(FileExistsError):
+        Path(prompt.rpartition(" ")[2]).touch(exist_ok=False)
+        return True
+    return False

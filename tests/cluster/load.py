@@ -5,10 +5,9 @@ from __future__ import annotations
 import collections
 import contextlib
 import dataclasses
-import hashlib
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import httpx
@@ -21,13 +20,19 @@ NUM_SEEDS = 4
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class Outcome:
-    """One request: when, and what came of it. ``status`` 0 stands for a connection that broke."""
+    """One request: what was asked for, when, and what came of it.
 
-    seed: int
+    Attributes:
+        asked: which of the load's bodies it was.
+        status: 0 stands for a connection that broke.
+        picture: the file that came; empty where ``error`` says what came instead.
+    """
+
+    asked: int
     started_s: float
     ended_s: float
     status: int
-    digest: str
+    picture: bytes = b""
     error: str = ""
 
 
@@ -39,12 +44,16 @@ def picture_body(**changes: Any) -> dict[str, Any]:
 class Load:
     """Callers of one service, each with one request at a time, until they are told to stop.
 
+    Args:
+        bodies: what they ask for: caller ``n`` for ``bodies[n]``, and more callers from the beginning again.
+
     Attributes:
         outcomes: of requests that have ended.
     """
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, bodies: Sequence[dict[str, Any]] = ()) -> None:
         self._url = url
+        self._bodies = bodies or [picture_body(seed=seed) for seed in range(NUM_SEEDS)]
         self._stopping = threading.Event()
         self._lock = threading.Lock()
         self._num_in_flight = 0
@@ -65,18 +74,22 @@ class Load:
         """Pictures whose requests were sent after a moment."""
         return sum(outcome.started_s > moment_s and outcome.status == 200 for outcome in self.outcomes)
 
-    def digests(self) -> dict[int, set[str]]:
-        """The different pictures that each seed gave."""
-        found: dict[int, set[str]] = collections.defaultdict(set)
+    def answered_since(self, moment_s: float) -> set[int]:
+        """Bodies that gave a picture, asked for after a moment."""
+        return {outcome.asked for outcome in self.outcomes if outcome.started_s > moment_s and outcome.status == 200}
+
+    def pictures(self) -> dict[int, set[bytes]]:
+        """The different pictures that each body gave."""
+        found: dict[int, set[bytes]] = collections.defaultdict(set)
         for outcome in self.outcomes:
             if outcome.status == 200:
-                found[outcome.seed].add(outcome.digest)
+                found[outcome.asked].add(outcome.picture)
         return found
 
     @contextlib.contextmanager
-    def running(self, num_callers: int, **changes: Any) -> Iterator[Load]:
+    def running(self, num_callers: int) -> Iterator[Load]:
         """Callers around a block; every request that was sent has ended when it is left."""
-        threads = [threading.Thread(target=self._call, args=(index, changes)) for index in range(num_callers)]
+        threads = [threading.Thread(target=self._call, args=(n % len(self._bodies),)) for n in range(num_callers)]
         for thread in threads:
             thread.start()
         try:
@@ -86,32 +99,33 @@ class Load:
             for thread in threads:
                 thread.join()
 
-    def _call(self, index: int, changes: dict[str, Any]) -> None:
-        with httpx.Client(base_url=self._url, timeout=120.0, trust_env=False) as client:
+    def _call(self, asked: int) -> None:
+        headers = {"Accept": "image/png"}  # what can be compared pixel by pixel
+        with httpx.Client(base_url=self._url, headers=headers, timeout=300.0, trust_env=False) as client:
             while not self._stopping.is_set():
-                outcome = self._one(client, seed=index % NUM_SEEDS, changes=changes)
+                outcome = self._one(client, asked)
                 with self._lock:
                     self.outcomes.append(outcome)
                 if outcome.status != 200:
                     time.sleep(0.2)  # as any client would
 
-    def _one(self, client: httpx.Client, *, seed: int, changes: dict[str, Any]) -> Outcome:
+    def _one(self, client: httpx.Client, asked: int) -> Outcome:
         started_s = time.monotonic()
         with self._lock:
             self._num_in_flight += 1
+        picture, error = b"", ""
         try:
-            response = client.post(URL, json=picture_body(seed=seed, **changes))
-            status, content = response.status_code, response.content
-        except httpx.HTTPError as error:
-            status, content = 0, repr(error).encode()
+            response = client.post(URL, json=self._bodies[asked])
+            status = response.status_code
+            if status == 200:
+                picture = response.content
+            else:
+                error = response.text[:300]
+        except httpx.HTTPError as broken:
+            status, error = 0, repr(broken)
         finally:
             with self._lock:
                 self._num_in_flight -= 1
         return Outcome(
-            seed=seed,
-            started_s=started_s,
-            ended_s=time.monotonic(),
-            status=status,
-            digest=hashlib.sha256(content).hexdigest(),
-            error="" if status == 200 else content.decode(errors="replace")[:300],
+            asked=asked, started_s=started_s, ended_s=time.monotonic(), status=status, picture=picture, error=error
         )

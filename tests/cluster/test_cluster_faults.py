@@ -73,7 +73,7 @@ def under_load(service: RunningService, fault: str) -> Iterator[Load]:
     report.num_replayed = round(service.metric("likeness_replays_total") - replays)
     report.add_to_table()
     assert [(outcome.status, outcome.error) for outcome in load.lost] == []
-    assert all(len(digests) == 1 for digests in load.digests().values()), "the same seed gave different pictures"
+    assert all(len(each) == 1 for each in load.pictures().values()), "the same seed gave different pictures"
 
 
 def kill(pid: int) -> None:

@@ -1,12 +1,12 @@
 """Ray's own autoscaler, with the node types of ``cluster.yaml``: a GPU node comes with the first request, and goes.
 
-Only the cloud is a stand-in, Ray's fake provider, which starts every node as processes of this machine.
+Only the cloud is a stand-in, Ray's fake provider, which starts every node as processes of this machine. Prometheus
+finds the nodes by itself, in the list that Ray's dashboard writes.
 """
 
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import random
 import signal
@@ -15,19 +15,22 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 import yaml
+from ray._private.state import GlobalState
+from ray._raylet import GcsClientOptions
 from ray.autoscaler._private.util import prepare_config
 
 from serve_app.local.init import descendants_of
 from tests.asgi import URL
 from tests.cluster.conftest import ENVIRONMENT, MARKS, ROOT, stage_of
-from tests.cluster.load import picture_body
+from tests.cluster.load import Load, picture_body
+from tests.prometheus_server import IS_PROMETHEUS_HERE, prometheus
 from tests.serve.conftest import until
 
 pytestmark = MARKS
@@ -84,11 +87,16 @@ class FakeCloud:
         self._environment = os.environ | ENVIRONMENT
         self._environment |= {"RAY_FAKE_CLUSTER": "1", "AUTOSCALER_UPDATE_INTERVAL_S": "1", "RAY_TMPDIR": str(folder)}
         self._environment["RAY_ADDRESS"] = f"127.0.0.1:{GCS_PORT}"
-        self._folder = folder
+        self.folder = folder
+        self._state = GlobalState()  # asks this Ray, whichever one this process belongs to
+        options = GcsClientOptions.create(
+            self._environment["RAY_ADDRESS"], None, allow_cluster_id_nil=True, fetch_cluster_id_if_nil=False
+        )
+        self._state._initialize_global_state(options)
         self._process: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> FakeCloud:
-        file = self._folder / "cluster.yaml"
+        file = self.folder / "cluster.yaml"
         file.write_text(yaml.safe_dump(rehearsed()), encoding="utf-8")
         command = [BIN / "ray", "start", "--head", "--block", "--num-cpus=0", "--num-gpus=0"]
         command += [
@@ -98,7 +106,7 @@ class FakeCloud:
         ]
         command += [f"--autoscaling-config={file}", "--object-store-memory=100000000"]
         environment = {name: value for name, value in self._environment.items() if name != "RAY_ADDRESS"}
-        with (self._folder / "head.log").open("wb") as log:
+        with (self.folder / "head.log").open("wb") as log:
             self._process = subprocess.Popen(
                 command, env=environment, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
             )
@@ -121,7 +129,7 @@ class FakeCloud:
 
     def _own_pids(self) -> Iterator[int]:
         """What has left the head's family, by the folder that all of its processes have in their environment."""
-        needle = f"RAY_TMPDIR={self._folder}".encode()
+        needle = f"RAY_TMPDIR={self.folder}".encode()
         for environ in Path("/proc").glob("[0-9]*/environ"):
             with contextlib.suppress(OSError):
                 if needle in environ.read_bytes() and int(environ.parent.name) != os.getpid():
@@ -129,11 +137,7 @@ class FakeCloud:
 
     def nodes(self) -> list[dict[str, float]]:
         """Resources of every living node."""
-        code = "import ray, json; ray.init(log_to_driver=False, logging_level='ERROR');"
-        code += "print('NODES' + json.dumps([n['Resources'] for n in ray.nodes() if n['Alive']]))"
-        done = subprocess.run([sys.executable, "-c", code], env=self._environment, capture_output=True, text=True)
-        found: list[dict[str, float]] = json.loads(done.stdout.partition("NODES")[2] or "[]")
-        return found
+        return [node["Resources"] for node in self._state.node_table() if node["Alive"]]
 
     def num_with(self, resource: str) -> int:
         """Nodes that declare a resource."""
@@ -141,7 +145,7 @@ class FakeCloud:
 
     def deploy(self, config: dict[str, Any]) -> None:
         """``serve deploy``."""
-        file = self._folder / "serve_config.yaml"
+        file = self.folder / "serve_config.yaml"
         file.write_text(yaml.safe_dump(config), encoding="utf-8")
         address = f"http://127.0.0.1:{self._dashboard_port}"
         subprocess.run([BIN / "serve", "deploy", "--address", address, file], env=self._environment, check=True)
@@ -170,11 +174,30 @@ def cloud() -> Iterator[FakeCloud]:
         yield cloud
 
 
-def test_a_gpu_node_comes_with_the_first_request_and_goes_again(cloud: FakeCloud) -> None:
+@contextlib.contextmanager
+def watching(cloud: FakeCloud, folder: Path) -> Iterator[Callable[[int], None]]:
+    """Waits until Prometheus sees so many nodes, and all that Ray lists; where there is no Prometheus, nobody looks."""
+    if not IS_PROMETHEUS_HERE:
+        yield lambda _: None
+        return
+    ray_file = next(cloud.folder.glob("**/prom_metrics_service_discovery.json"))
+    with prometheus(folder, ["127.0.0.1:9"], [str(ray_file)]) as asked:
+
+        def sees(num_nodes: int) -> None:
+            until(lambda: asked.value("count(ray_node_mem_total)") == num_nodes, timeout_s=90)
+            until(lambda: asked.is_scraping("ray"), timeout_s=60)  # the head's dashboard and autoscaler as well
+
+        yield sees
+
+
+def test_a_gpu_node_comes_with_the_first_request_and_goes_again(cloud: FakeCloud, tmp_path: Path) -> None:
     config = placed_as_in_production()
     port = config["http_options"]["port"] = quiet_port()
     cloud.deploy(config)
-    with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=120.0, trust_env=False) as client:
+    with (
+        httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=120.0, trust_env=False) as client,
+        watching(cloud, tmp_path) as prometheus_sees,
+    ):
 
         def is_ready() -> bool:
             with contextlib.suppress(httpx.TransportError):
@@ -183,9 +206,13 @@ def test_a_gpu_node_comes_with_the_first_request_and_goes_again(cloud: FakeCloud
 
         until(is_ready, timeout_s=90)
         assert (cloud.num_with("GPU"), cloud.num_with("face")) == (0, 1)
+        prometheus_sees(2)
         started_s = time.monotonic()
         assert client.post(URL, json=picture_body()).status_code == 200
         print(f"first picture, node included: {time.monotonic() - started_s:.1f} s")
         assert (cloud.num_with("gpu_80gb"), cloud.num_with("gpu_48gb")) == (1, 0)
+        with Load(str(client.base_url)).running(1):  # which keeps the node
+            prometheus_sees(3)
         until(lambda: cloud.num_with("GPU") == 0, timeout_s=90)
         assert client.get("/ready").json()["is_awake"] is False
+        prometheus_sees(2)

@@ -17,7 +17,7 @@ pytestmark = MARKS
 
 
 def scaled(config: dict[str, Any]) -> None:
-    """The scaling of ``serve_config.test.yaml``, as it stands there."""
+    """The scaling of ``serve_config.test.yaml``, with less patience."""
     flux = stage_of(config, FLUX_REPLICA)
     flux["autoscaling_config"] = flux["scaled"]
     del flux["num_replicas"]
@@ -29,7 +29,58 @@ def num_running(service: RunningService) -> int:
 
 def check(load: Load) -> None:
     assert [(outcome.status, outcome.error) for outcome in load.lost] == []
-    assert all(len(digests) == 1 for digests in load.digests().values()), "the same seed gave different pictures"
+    assert all(len(each) == 1 for each in load.pictures().values()), "the same seed gave different pictures"
+
+
+def test_settings_change_in_place(service: RunningService, deploy: Deploy) -> None:
+    before = {stage: service.replica_pids(stage) for stage in (INGRESS, FLUX_REPLICA)}
+    cost = float(service.client.post(URL, json=picture_body()).headers["x-cost-usd"])
+    assert cost > 0.0
+
+    def dearer(config: dict[str, Any]) -> None:
+        stage_of(config, INGRESS)["user_config"] = {"prices": {"default_usd_per_hour": 19.8}}
+
+    deploy(dearer)
+    until(lambda: float(service.client.post(URL, json=picture_body()).headers["x-cost-usd"]) > 5 * cost)
+    assert {stage: service.replica_pids(stage) for stage in before} == before
+
+    def misspelt(config: dict[str, Any]) -> None:
+        stage_of(config, INGRESS)["user_config"] = {"price": {}}
+
+    deploy(misspelt)
+    time.sleep(1.0)
+    assert float(service.client.post(URL, json=picture_body()).headers["x-cost-usd"]) > 5 * cost, "nothing has changed"
+    assert {stage: service.replica_pids(stage) for stage in before} == before
+
+
+def replays_while_one_is_let_go(service: RunningService, deploy: Deploy, *, within_s: float) -> float:
+    """Eight drawings of five seconds on two replicas, one of which is told to go: how many were run again."""
+
+    def shorter(config: dict[str, Any]) -> None:
+        stage_of(config, FLUX_REPLICA)["graceful_shutdown_timeout_s"] = within_s
+
+    def fewer(config: dict[str, Any]) -> None:
+        shorter(config)
+        stage_of(config, FLUX_REPLICA)["num_replicas"] = 1
+
+    deploy(shorter)
+    replays = service.metric("likeness_replays_total", stage=FLUX_REPLICA)
+    with concurrent.futures.ThreadPoolExecutor(8) as pool:
+        drawings = [pool.submit(service.client.post, URL, json=picture_body(steps=100, seed=s)) for s in range(8)]
+        until(lambda: service.metric("likeness_in_flight") == 8)
+        time.sleep(0.5)  # all are with the replicas now, for seconds
+        deploy(fewer, is_awaited=False)
+        assert [drawing.result().status_code for drawing in drawings] == [200] * 8
+    until(lambda: num_running(service) == 1, timeout_s=60)
+    return service.metric("likeness_replays_total", stage=FLUX_REPLICA) - replays
+
+
+def test_replicas_that_are_let_go_finish_what_they_have(service: RunningService, deploy: Deploy) -> None:
+    assert replays_while_one_is_let_go(service, deploy, within_s=90.0) == 0
+
+
+def test_what_is_not_finished_in_time_is_run_again(service: RunningService, deploy: Deploy) -> None:
+    assert replays_while_one_is_let_go(service, deploy, within_s=0.5) > 0
 
 
 def test_the_stage_sleeps_wakes_grows_and_sleeps_again(deploy: Deploy) -> None:
@@ -83,27 +134,6 @@ def test_a_request_that_wakes_the_stage_waits_no_longer_than_it_says(deploy: Dep
     assert patient.status_code == 200
 
 
-def test_settings_change_in_place(service: RunningService, deploy: Deploy) -> None:
-    before = {stage: service.replica_pids(stage) for stage in (INGRESS, FLUX_REPLICA)}
-    cost = float(service.client.post(URL, json=picture_body()).headers["x-cost-usd"])
-    assert cost > 0.0
-
-    def dearer(config: dict[str, Any]) -> None:
-        stage_of(config, INGRESS)["user_config"] = {"prices": {"default_usd_per_hour": 19.8}}
-
-    deploy(dearer)
-    until(lambda: float(service.client.post(URL, json=picture_body()).headers["x-cost-usd"]) > 5 * cost)
-    assert {stage: service.replica_pids(stage) for stage in before} == before
-
-    def misspelt(config: dict[str, Any]) -> None:
-        stage_of(config, INGRESS)["user_config"] = {"price": {}}
-
-    deploy(misspelt)
-    time.sleep(1.0)
-    assert float(service.client.post(URL, json=picture_body()).headers["x-cost-usd"]) > 5 * cost, "nothing has changed"
-    assert {stage: service.replica_pids(stage) for stage in before} == before
-
-
 def test_scaling_numbers_change_in_place(deploy: Deploy) -> None:
     service = deploy(scaled)
     until(lambda: num_running(service) == 0, timeout_s=60)
@@ -140,33 +170,3 @@ def test_an_update_of_everything_under_load(service: RunningService, deploy: Dep
         updated_s = time.monotonic()
         until(lambda: load.num_answered_since(updated_s) > 8)
     check(load)
-
-
-def replays_while_one_is_let_go(service: RunningService, deploy: Deploy, *, within_s: float) -> float:
-    """Eight drawings of five seconds on two replicas, one of which is told to go: how many were run again."""
-
-    def shorter(config: dict[str, Any]) -> None:
-        stage_of(config, FLUX_REPLICA)["graceful_shutdown_timeout_s"] = within_s
-
-    def fewer(config: dict[str, Any]) -> None:
-        shorter(config)
-        stage_of(config, FLUX_REPLICA)["num_replicas"] = 1
-
-    deploy(shorter)
-    replays = service.metric("likeness_replays_total", stage=FLUX_REPLICA)
-    with concurrent.futures.ThreadPoolExecutor(8) as pool:
-        drawings = [pool.submit(service.client.post, URL, json=picture_body(steps=100, seed=s)) for s in range(8)]
-        until(lambda: service.metric("likeness_in_flight") == 8)
-        time.sleep(0.5)  # all are with the replicas now, for seconds
-        deploy(fewer, is_awaited=False)
-        assert [drawing.result().status_code for drawing in drawings] == [200] * 8
-    until(lambda: num_running(service) == 1, timeout_s=60)
-    return service.metric("likeness_replays_total", stage=FLUX_REPLICA) - replays
-
-
-def test_replicas_that_are_let_go_finish_what_they_have(service: RunningService, deploy: Deploy) -> None:
-    assert replays_while_one_is_let_go(service, deploy, within_s=90.0) == 0
-
-
-def test_what_is_not_finished_in_time_is_run_again(service: RunningService, deploy: Deploy) -> None:
-    assert replays_while_one_is_let_go(service, deploy, within_s=0.5) > 0

@@ -25,8 +25,11 @@ from serve_app.settings import AppSettings
 from tests.asgi import FAKE_SETTINGS, URL, body, metric_sum
 from tests.bad_input import LIMITS
 
-DEFAULTS: dict[str, Any] = FAKE_SETTINGS | {"limits": LIMITS | {"request_timeout_s": 60.0}}
-"""A fake engine of 10 ms a step behind the real face stage."""
+DEFAULTS: dict[str, Any] = FAKE_SETTINGS | {
+    "limits": LIMITS | {"request_timeout_s": 60.0},
+    "identity": {"enabled": True},
+}
+"""A fake engine of 10 ms a step behind the real face stage, and the stage that measures faces."""
 DEFAULTS["engine"] = {"kind": "fake", "step_s": 0.01, "device_name": "NVIDIA L40S"}
 
 CPU_PER_REPLICA = {"Ingress": 0.1, "FaceStage": 0.1, "FluxReplica": 0.1}
