@@ -22,7 +22,8 @@ from serve_app.body import check_content_type, parse_json_object, read_body
 from serve_app.candidates import Candidate, CandidateProgress, LikenessMeter, best_of, draw_candidates, seed_of
 from serve_app.contract import RANDOM_SEED, GenerationBody, parse_body
 from serve_app.disconnect import ClientGoneError, unless_disconnected
-from serve_app.errors import BodyTimeoutError, TooManyRequestsError, describe, is_expected
+from serve_app.error_answers import describe, is_expected
+from serve_app.errors import BodyTimeoutError, TooManyRequestsError
 from serve_app.event_stream import answer_with_events
 from serve_app.metrics.ingress import IngressMetrics
 from serve_app.metrics.table import CANCELLED, CLIENT_GONE_STATUS

@@ -32,7 +32,8 @@ from serve_app.contract_answers import (
     SizeBody,
     StageBody,
 )
-from serve_app.errors import MethodNotAllowedError, ServeAppError, StageUnavailableError, UnknownPathError, describe
+from serve_app.error_answers import describe
+from serve_app.errors import MethodNotAllowedError, ServeAppError, StageUnavailableError, UnknownPathError
 from serve_app.generation import Generator
 from serve_app.metrics.ingress import IngressMetrics
 from serve_app.metrics.page import CONTENT_TYPE

@@ -13,7 +13,8 @@ from engine.profile import ModelProfile
 from serve_app import errors
 from serve_app.contract import GenerationBody, parse_body
 from serve_app.contract_answers import ErrorBody, GenerationAnswer, ReadyAnswer
-from serve_app.errors import ANSWERS, FieldProblem, FieldsError, describe
+from serve_app.error_answers import ANSWERS, describe
+from serve_app.errors import FieldProblem, FieldsError
 from serve_app.events import HEARTBEAT, drawing_event, last_event
 from serve_app.negotiation import EVENT_STREAM, PICTURES
 from serve_app.sample import SAMPLE_FACE_URL

@@ -18,7 +18,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serve_app.access import browser
 from serve_app.carried_body import Arriving
-from serve_app.errors import StageUnavailableError, describe
+from serve_app.error_answers import describe
+from serve_app.errors import StageUnavailableError
 from serve_app.request_id import HEADER as REQUEST_ID_HEADER
 from serve_app.request_id import request_id_of
 

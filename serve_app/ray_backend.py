@@ -19,7 +19,8 @@ from ray.serve.exceptions import BackPressureError, RayServeException
 from ray.serve.handle import DeploymentHandle
 
 from engine.errors import EngineStoppedError
-from serve_app.errors import StageUnavailableError, TooManyRequestsError, is_expected, unwrap
+from serve_app.error_answers import is_expected
+from serve_app.errors import StageUnavailableError, TooManyRequestsError, unwrap
 from serve_app.quarantine import Quarantine, ReplicaDiedError, drawing_of, picture_of
 from serve_app.readiness import Readiness
 from serve_app.second_try import SecondTry

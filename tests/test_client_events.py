@@ -18,7 +18,8 @@ from serve_app.cli import main
 from serve_app.client_answer import ClientError
 from serve_app.client_events import BrokenEventsError, Progress, ServerEvent, events_in, progress_of
 from serve_app.data_url import Picture
-from serve_app.errors import StageUnavailableError, TooManyRequestsError, describe
+from serve_app.error_answers import describe
+from serve_app.errors import StageUnavailableError, TooManyRequestsError
 from serve_app.events import HEARTBEAT, drawing_event, last_event
 from serve_app.exit_codes import ExitCode
 from serve_app.stages import DrawQueued, DrawRestarted, DrawStep, StageStarting

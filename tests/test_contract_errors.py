@@ -7,7 +7,8 @@ import pickle
 import pytest
 
 from engine.errors import EngineError, FaceNotFoundError, ModelLoadError
-from serve_app.errors import ANSWERS, ServeAppError, describe, is_expected
+from serve_app.error_answers import ANSWERS, describe, is_expected
+from serve_app.errors import ServeAppError
 from serve_app.openapi import ERROR_EXAMPLES
 
 

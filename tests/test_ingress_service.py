@@ -9,7 +9,8 @@ from prometheus_client.parser import text_string_to_metric_families
 from serve_app import docs_page
 from serve_app.contract import GenerationBody
 from serve_app.contract_answers import ModelList
-from serve_app.errors import ANSWERS, StageUnavailableError, describe
+from serve_app.error_answers import ANSWERS, describe
+from serve_app.errors import StageUnavailableError
 from serve_app.live_settings import LiveSettings
 from serve_app.metrics.metric import Values
 from serve_app.metrics.recorder import Report

@@ -15,7 +15,8 @@ from prometheus_client.parser import text_string_to_metric_families
 from engine.fake import FakeEngine
 from engine.profile import load_profile
 from engine.request import ImageRequest
-from serve_app.errors import ANSWERS, ServeAppError, describe
+from serve_app.error_answers import ANSWERS, describe
+from serve_app.errors import ServeAppError
 from serve_app.metrics import table
 from serve_app.metrics.cuda import CudaReader
 from serve_app.metrics.engine import MeteredEngine, follow_device

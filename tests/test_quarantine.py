@@ -14,7 +14,8 @@ from ray.exceptions import RayActorError
 
 from engine.request import ImageRequest, Reference, StageSeconds
 from serve_app import ray_backend
-from serve_app.errors import QuarantinedError, describe
+from serve_app.error_answers import describe
+from serve_app.errors import QuarantinedError
 from serve_app.quarantine import MAX_DEATHS, QUARANTINE_S, Quarantine, ReplicaDiedError, drawing_of
 from serve_app.ray_backend import RayBackend
 from serve_app.stages import FLUX_REPLICA, DrawEvent, DrawJob, DrawRestarted, DrawResult, FaceJob, PictureEncoding

@@ -20,7 +20,8 @@ from serve_app.access.limiter import Limiter
 from serve_app.access.limits import Limits, LocalLimits
 from serve_app.access.settings import ALWAYS_OPEN, AccessSettings
 from serve_app.access.visit import Visit, client_name, current_visit, remember_client
-from serve_app.errors import HeadersTooLargeError, KeyDisabledError, KeyRequiredError, ServeAppError, describe
+from serve_app.error_answers import describe
+from serve_app.errors import HeadersTooLargeError, KeyDisabledError, KeyRequiredError, ServeAppError
 from serve_app.request_id import request_id_of
 from serve_app.request_log import RequestRecord
 

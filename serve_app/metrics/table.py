@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Final, get_args
 
-from serve_app.errors import ANSWERS, INTERNAL_ANSWER, INTERNAL_ERROR_TYPE
+from serve_app.error_answers import ANSWERS, INTERNAL_ANSWER, INTERNAL_ERROR_TYPE
 from serve_app.metrics.metric import Metric, closed, open_
 from serve_app.scaling.decision import Cause
 from serve_app.stages import DEPLOYMENTS, FACE_STAGE, FLUX_REPLICA, IDENTITY_STAGE, OPTIONAL_DEPLOYMENTS
