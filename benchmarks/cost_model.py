@@ -36,7 +36,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks import engine_flags
-from benchmarks.engine_flags import tell
+from benchmarks.progress import tell
 from engine.cost_meter import CostMeter
 from engine.cost_model import step_features
 from engine.engine import UNCALIBRATED, FluxEngine
@@ -249,8 +249,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
     arguments = parser.parse_args(argv)
 
-    facts = engine_flags.facts("benchmarks.cost_model", arguments, argv)
-    facts |= {"clock": arguments.clock, "seed": arguments.seed}
+    facts = {
+        "command": " ".join(["python -m benchmarks.cost_model", *argv]),
+        **engine_flags.facts(arguments),
+        "clock": arguments.clock,
+        "seed": arguments.seed,
+    }
 
     def write(report: dict[str, Any]) -> None:
         arguments.out.write_text(json.dumps(facts | report, indent=2) + "\n")

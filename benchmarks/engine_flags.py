@@ -5,14 +5,13 @@ from __future__ import annotations
 import argparse
 import os
 import platform
-import sys
 import tempfile
-import time
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from benchmarks.progress import tell
 from engine.config import EngineConfig
 from engine.profile import load_profile
 from engine.runner import FluxRunner, load_runner
@@ -62,23 +61,14 @@ def load(arguments: argparse.Namespace) -> tuple[EngineConfig, FluxRunner]:
         return config, load_runner(config, lambda role, seconds: tell(f"loaded {role} in {seconds:.1f} s"))
 
 
-def facts(module: str, arguments: argparse.Namespace, argv: list[str]) -> dict[str, Any]:
+def facts(arguments: argparse.Namespace) -> dict[str, Any]:
     """What has to stand beside every figure: the command, the machine, the model."""
     return {
-        "command": " ".join([f"python -m {module}", *argv]),
         "torch": torch.__version__,
         "python": platform.python_version(),
         "device": torch.cuda.get_device_name() if arguments.device == "cuda" else platform.processor() or "CPU",
         "num_cpus": os.cpu_count(),
         "load_average_before": round(os.getloadavg()[0], 2),
-        "profile": load_profile(arguments.profile).name,
+        "profile": arguments.profile,
         "dtype": arguments.dtype,
     }
-
-
-_STARTED_S = time.monotonic()
-
-
-def tell(text: str) -> None:
-    """One line of progress, with the seconds since the start."""
-    print(f"{time.monotonic() - _STARTED_S:7.1f} s  {text}", file=sys.stderr, flush=True)

@@ -29,7 +29,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks import traces
-from benchmarks.scheduler import as_measured
+from benchmarks.scheduler.simulate import as_measured
 from benchmarks.simulation.fleet import Fleet, FleetSettings, Moment, Run, Scaling, alone_seconds
 from benchmarks.traces import Arrival, Mix
 from engine.cost_model import CostModel

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from benchmarks import scaling, traces
-from benchmarks.scheduler import POLICIES, as_measured, ranking_agreement
+from benchmarks.scheduler.compare import POLICIES, ranking_agreement
+from benchmarks.scheduler.simulate import as_measured
 from benchmarks.simulation.fleet import Fleet, FleetSettings
 from benchmarks.traces import Arrival, Mix
 from engine.cost_model import CostModel

@@ -1,0 +1,1 @@
+"""Which policy should choose who draws next: measured, simulated, shown. ``python -m benchmarks.scheduler --help``."""

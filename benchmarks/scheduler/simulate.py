@@ -1,0 +1,102 @@
+"""The same crowds on simulated time: the same ledger and policies, devices made up from a cost model."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import functools
+import json
+from typing import Any
+
+from benchmarks.scheduler.compare import ranking_agreement, summary, under_every_policy
+from benchmarks.scheduler.crowds import Crowd, crowds, mix_as_json, mix_from_json
+from benchmarks.simulation.fleet import Fleet, FleetSettings
+from benchmarks.traces import Mix
+from engine.cost_model import CostModel, LinearCost, step_features
+from engine.profile import load_profile
+from engine.scheduler import PolicyName, StepBudget
+
+
+def simulate(arguments: argparse.Namespace) -> None:
+    """Every fleet size, every crowd, every policy; and whether one replica ranks them as was measured."""
+    measured = json.loads((arguments.measured or arguments.full_size).read_text())
+    if arguments.full_size:
+        measured = as_measured(measured)
+    profile, cost = load_profile(measured["profile"]), CostModel.from_dict(measured["cost_model"])
+    mix = mix_from_json(measured["mix"])
+    budget = StepBudget(max_samples=measured["max_batch_samples"], max_tokens=measured["max_batch_tokens"])
+    fleets = []
+    for num_replicas in arguments.replicas:
+        settings = FleetSettings(
+            profile=profile,
+            cost=cost,
+            policy="shortest_remaining",
+            budget=budget,
+            num_replicas=num_replicas,
+            tick_s=1e6,
+        )
+        made = crowds(
+            profile,
+            cost,
+            mix,
+            loads=arguments.loads,
+            requests=arguments.requests * num_replicas if arguments.per_replica else arguments.requests,
+            num_devices=num_replicas,
+            seed=arguments.seed,
+        )
+        print(f"{num_replicas} replicas", flush=True)
+        replay = functools.partial(_replay, settings)
+        found = [under_every_policy(crowd, replay) for crowd in made]
+        fleets.append({"num_replicas": num_replicas, "crowds": found})
+    result = {
+        "command": arguments.command,
+        "basis": str(arguments.measured or arguments.full_size),
+        "profile": profile.name,
+        "rankings": ranking_agreement(measured["crowds"], fleets[0]["crowds"]),
+        "fleets": fleets,
+    }
+    arguments.out.write_text(json.dumps(result, indent=1) + "\n")
+    print(json.dumps(result["rankings"], indent=1))
+
+
+def _replay(settings: FleetSettings, crowd: Crowd, policy: PolicyName) -> tuple[dict[str, Any], list[float]]:
+    run = Fleet(dataclasses.replace(settings, policy=policy)).run(crowd.trace)
+    latencies_s = [outcome.latency_s for outcome in run.outcomes if outcome.latency_s is not None]
+    found = summary(
+        crowd.trace,
+        latencies_s,
+        [outcome.alone_s for outcome in run.outcomes],
+        ended_s=run.ended_s,
+        busy_s=run.busy_s,
+        num_devices=settings.num_replicas,
+    )
+    return found, latencies_s
+
+
+def as_measured(full_size: dict[str, Any]) -> dict[str, Any]:
+    """What ``measure`` would write but for its crowds, from the step times of :mod:`benchmarks.full_size`."""
+    profile = load_profile("flux-dev")
+    samples = []
+    for name, found in full_size["speed"].items():
+        if " batch " in name:
+            side_px, batch = int(name.split("x")[0]), int(name.rsplit(" ", 1)[1])
+            tokens = profile.t5.max_tokens + profile.size.drawn_size(side_px, side_px).num_tokens
+            samples.append((step_features([tokens] * batch), found["ours"]["median_ms"] / 1e3))
+    first, again = full_size["request"]["first"], full_size["request"]["again"]
+    native_px = profile.size.native_width_px * profile.size.native_height_px
+    free = LinearCost.of(0.0)
+    cost = CostModel(
+        step=LinearCost.fitted(samples),
+        text=LinearCost.of(first["encode_s"] - again["encode_s"]),  # with the reference's, which came along
+        vision=free,
+        decode=LinearCost.of(0.0, again["decode_s"] / native_px, 0.0),
+    )
+    return {
+        "profile": profile.name,
+        "device": full_size["device"],
+        "mix": mix_as_json(Mix()),
+        "max_batch_tokens": 8192,
+        "max_batch_samples": 8,
+        "cost_model": cost.to_dict(),
+        "crowds": [],
+    }
