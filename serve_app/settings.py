@@ -28,7 +28,16 @@ _BODY_ALLOWANCE_BYTES = 128 * 1024
 """What a body holds besides the picture: two prompts of a few thousand characters, in any script, and the names."""
 
 
-class FluxEngineSettings(StrictSettings):
+class _AdmissionSettings(StrictSettings):
+    """What an engine of either kind takes in, and in which order."""
+
+    policy: PolicyName = "shortest_remaining"
+    max_waiting: int = Field(default=256, ge=1)
+    max_queued_device_s: float = Field(default=300.0, gt=0.0)
+    max_step_s: float = Field(default=60.0, gt=0.0)
+
+
+class FluxEngineSettings(_AdmissionSettings):
     """The real engine."""
 
     kind: Literal["flux"] = "flux"
@@ -38,10 +47,6 @@ class FluxEngineSettings(StrictSettings):
     cpu_threads: int | None = Field(default=None, ge=1)
     max_batch_samples: int = Field(default=8, ge=2)
     max_batch_tokens: int = Field(default=8192, ge=1)
-    policy: PolicyName = "shortest_remaining"
-    max_waiting: int = Field(default=256, ge=1)
-    max_queued_device_s: float = Field(default=300.0, gt=0.0)
-    max_step_s: float = Field(default=60.0, gt=0.0)
     text_cache_bytes: int = Field(default=256 * _MIB, ge=0)
     image_cache_bytes: int = Field(default=256 * _MIB, ge=0)
 
@@ -51,17 +56,13 @@ class FluxEngineSettings(StrictSettings):
         return EngineConfig(profile=profile, model_dir=model_dir, **values)
 
 
-class FakeEngineSettings(StrictSettings):
+class FakeEngineSettings(_AdmissionSettings):
     """An engine without a network, that takes the time it is told: for tests and for sizing a cluster."""
 
     kind: Literal["fake"]
     step_s: float = Field(default=0.0, ge=0.0)
     token_s: float = Field(default=0.0, ge=0.0)
     max_running: int = Field(default=8, ge=1)
-    policy: PolicyName = "shortest_remaining"
-    max_waiting: int = Field(default=256, ge=1)
-    max_queued_device_s: float = Field(default=300.0, gt=0.0)
-    max_step_s: float = Field(default=60.0, gt=0.0)
     device_name: str = Field(default="CPU", description="What it says it runs on, so that prices can be rehearsed.")
 
     @property
