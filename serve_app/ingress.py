@@ -6,7 +6,7 @@ Imports no torch and no Ray: this process only reads, checks and passes on.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from fastapi import FastAPI
@@ -40,7 +40,7 @@ from serve_app.metrics.page import CONTENT_TYPE
 from serve_app.near_faces import NearFaces
 from serve_app.request_id import EchoRequestId, request_id_of
 from serve_app.settings import AppSettings
-from serve_app.stages import Backend
+from serve_app.stages import Backend, StageStatus
 from serve_app.traced import TracedBackend, TraceRequests
 from serve_app.workflow import request_from_graph
 
@@ -138,20 +138,7 @@ def make_app(
     @app.get("/ready", tags=["service"], response_model=ReadyAnswer, responses=openapi.READY_RESPONSES)
     async def ready(request: Request) -> Response:
         """Whether every stage takes requests; and whether a picture can begin at once, or has to wake a stage first."""
-        statuses = await backend.statuses()
-        stages = [
-            StageBody(name=s.name, is_ready=s.is_ready, is_awake=s.is_awake, reason=s.reason).model_dump()
-            for s in statuses
-        ]
-        waiting = [f"{s.name} ({s.reason})" for s in statuses if not s.is_ready]
-        if not waiting:
-            is_awake = all(s.is_awake for s in statuses)
-            return JSONResponse({"is_ready": True, "is_awake": is_awake, "stages": stages})
-        reply = describe(
-            StageUnavailableError(f"not ready: {', '.join(waiting)}"), request_id=request_id_of(request.scope)
-        )
-        reply.body["details"]["stages"] = stages
-        return JSONResponse(reply.body, status_code=reply.status, headers=reply.headers)
+        return _readiness(await backend.statuses(), request)
 
     @app.get("/metrics", tags=["service"], response_class=Response, responses=openapi.METRICS_RESPONSES)
     async def prometheus(request: Request) -> Response:
@@ -164,6 +151,19 @@ def make_app(
         return Response(page, headers={"Content-Type": CONTENT_TYPE})
 
     return app
+
+
+def _readiness(statuses: Sequence[StageStatus], request: Request) -> Response:
+    stages = [
+        StageBody(name=s.name, is_ready=s.is_ready, is_awake=s.is_awake, reason=s.reason).model_dump() for s in statuses
+    ]
+    waiting = [f"{s.name} ({s.reason})" for s in statuses if not s.is_ready]
+    if not waiting:
+        is_awake = all(s.is_awake for s in statuses)
+        return JSONResponse({"is_ready": True, "is_awake": is_awake, "stages": stages})
+    reply = describe(StageUnavailableError(f"not ready: {', '.join(waiting)}"), request_id=request_id_of(request.scope))
+    reply.body["details"]["stages"] = stages
+    return JSONResponse(reply.body, status_code=reply.status, headers=reply.headers)
 
 
 def _model_card(profile: ModelProfile, settings: AppSettings) -> ModelCard:
