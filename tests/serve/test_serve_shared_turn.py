@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import secrets
+from collections.abc import Iterator
+from typing import Any
 
 import pytest
 from ray.exceptions import RaySystemError
@@ -18,38 +20,50 @@ def name() -> str:
     return f"test-{secrets.token_hex(4)}"
 
 
-def living() -> tuple[str, object]:
-    """Id and handle of an actor."""
+class Replica:
+    """An actor that does nothing."""
+
+    def ping(self) -> None:
+        """Answers once it lives."""
+
+
+@pytest.fixture
+def replicas(name: str) -> Iterator[list[Any]]:
+    """Two actors that live."""
     import ray
 
-    actor = ray.remote(num_cpus=0)(type("Holder", (), {"ping": lambda self: None})).remote()
-    ray.get(actor.ping.remote())
-    return actor._actor_id.hex(), actor
+    each = ray.remote(Replica)
+    actors = [each.options(num_cpus=0, lifetime="detached", name=f"{name} {n}").remote() for n in range(2)]
+    ray.get([actor.ping.remote() for actor in actors], timeout=60)
+    yield actors
+    for actor in actors:
+        ray.kill(actor)
 
 
-def test_one_at_a_time_goes_on(name: str) -> None:
-    owners = [living() for _ in range(2)]
-    inside: list[str] = []
+def turn_of(actor: Any, name: str) -> SharedTurn:
+    return SharedTurn(name, owner=actor._actor_id.hex())
 
-    async def visit(turn: SharedTurn, owner: str) -> None:
+
+def test_one_at_a_time_goes_on(name: str, replicas: list[Any]) -> None:
+    inside: list[SharedTurn] = []
+
+    async def visit(turn: SharedTurn) -> None:
         async with turn:
-            inside.append(owner)
+            inside.append(turn)
             await asyncio.sleep(0.01)
-            assert inside == [owner]
-            inside.remove(owner)
+            assert inside == [turn]
+            inside.remove(turn)
 
     async def test() -> None:
-        turns = [(SharedTurn(name, owner=owner), owner) for owner, _ in owners]
-        await asyncio.wait_for(asyncio.gather(*(visit(*turn) for turn in turns * 5)), 60)
+        turns = [turn_of(replica, name) for replica in replicas]
+        await asyncio.wait_for(asyncio.gather(*(visit(turn) for turn in turns * 3)), 60)
 
     asyncio.run(test())
 
 
-def test_who_gives_up_or_fails_does_not_keep_it(name: str) -> None:
-    holder, other = living(), living()
-
+def test_who_gives_up_or_fails_does_not_keep_it(name: str, replicas: list[Any]) -> None:
     async def test() -> None:
-        mine, theirs = SharedTurn(name, owner=holder[0]), SharedTurn(name, owner=other[0])
+        mine, theirs = (turn_of(replica, name) for replica in replicas)
         with pytest.raises(ZeroDivisionError):
             async with theirs:
                 raise ZeroDivisionError
@@ -63,16 +77,14 @@ def test_who_gives_up_or_fails_does_not_keep_it(name: str) -> None:
     asyncio.run(test())
 
 
-def test_the_turn_of_one_that_died_is_the_next_ones(name: str) -> None:
+def test_the_turn_of_one_that_died_is_the_next_ones(name: str, replicas: list[Any]) -> None:
     import ray
 
-    holder, other = living(), living()
-
     async def test() -> None:
-        dies = SharedTurn(name, owner=holder[0])
+        dies, lives = (turn_of(replica, name) for replica in replicas)
         await dies.__aenter__()
-        ray.kill(holder[1])
-        async with asyncio.timeout(30), SharedTurn(name, owner=other[0]):
+        ray.kill(replicas[0])
+        async with asyncio.timeout(30), lives:
             pass
 
     asyncio.run(test())
