@@ -11,7 +11,7 @@ VENV := python3 scripts/make_venv.py $(if $(PYTHON),--python $(PYTHON))
 CONTAINED := $(BIN)/python -m serve_app.local.contain --private-network --
 PYTEST_ARGS ?=
 
-.PHONY: help demo serve monitor test test-quick test-cluster test-slow lint clean venv venv-dev models train-embedded
+.PHONY: help demo serve monitor test test-quick test-ray test-rest test-cluster test-cluster-faults test-cluster-changes test-slow lint clean venv venv-dev models train-embedded
 
 help:
 	@echo "make demo    start the application, draw examples/astronaut.jpg's person into output/demo.jpg, stop"
@@ -19,6 +19,7 @@ help:
 	@echo "make monitor Prometheus with this project's rules, for a running make serve, on http://127.0.0.1:9090"
 	@echo "make test    lint, types, all tests, then test-cluster                [PYTEST_ARGS=...]"
 	@echo "make test-quick   the same without test-cluster"
+	@echo "make test-ray, make test-rest   its two halves: on a real Ray, and without one"
 	@echo "make test-cluster   what is lost when replicas and nodes of a real cluster die under load: nothing; minutes"
 	@echo "make test-slow   training of the embedded model in miniature"
 	@echo "make lint    lint and types only"
@@ -37,16 +38,34 @@ monitor: venv
 
 test: test-quick test-cluster
 
-test-quick: lint
-	$(CONTAINED) $(BIN)/python -m pytest $(PYTEST_ARGS)
+# Two at a time, since whatever starts a Ray waits half of its time; each one's output comes when it is over.
+TOGETHER := $(if $(filter output-sync,$(.FEATURES)),--output-sync=target)
+test-quick: venv-dev
+	@$(MAKE) --no-print-directory --jobs 2 --keep-going $(TOGETHER) test-ray lint test-rest
 
-# Real processes die here under a real clock: what fails is shown, and has to pass when tried once more.
-CLUSTER := $(CONTAINED) $(BIN)/python -m pytest -m cluster $(PYTEST_ARGS)
+# PYTEST_ARGS may choose tests of one half only; pytest says 5 where nothing is left to do.
+PYTEST := $(CONTAINED) $(BIN)/python -m pytest
+IF_ANY := $(PYTEST_ARGS) $(if $(PYTEST_ARGS),|| [ $$? = 5 ])
+test-ray: venv-dev
+	$(PYTEST) --ignore-glob='tests/test_*.py' --ignore=tests/cluster -m serve $(IF_ANY)
+
+test-rest: venv-dev
+	$(PYTEST) --ignore=tests/serve --ignore=tests/cluster -m 'not serve and not cluster and not slow' $(IF_ANY)
+
+# Real processes die here under a real clock: what fails is shown, and has to pass when tried once more. Two halves, each
+# with a cluster of its own: they wait for dead nodes, idle replicas and Prometheus more than they work.
+FAULTS := tests/cluster/test_cluster_faults.py tests/cluster/test_cluster_embedded.py
 test-cluster: venv-dev
-	$(CLUSTER) || $(CLUSTER) --last-failed --last-failed-no-failures none
+	@$(MAKE) --no-print-directory --jobs 2 --keep-going $(TOGETHER) test-cluster-faults test-cluster-changes
+
+test-cluster-faults: HALF := $(FAULTS)
+test-cluster-changes: HALF := tests/cluster $(addprefix --ignore=,$(FAULTS))
+CLUSTER = $(PYTEST) -m cluster -o cache_dir=.pytest_cache/$@ $(HALF) $(PYTEST_ARGS)
+test-cluster-faults test-cluster-changes: venv-dev
+	$(CLUSTER) || $(if $(PYTEST_ARGS),[ $$? = 5 ] ||) $(CLUSTER) --last-failed --last-failed-no-failures none
 
 test-slow: venv-dev
-	$(BIN)/python -m pytest -m slow $(PYTEST_ARGS)
+	$(BIN)/python -m pytest --ignore=tests/serve --ignore=tests/cluster -m slow $(PYTEST_ARGS)
 
 lint: venv-dev
 	$(BIN)/ruff check .

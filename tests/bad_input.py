@@ -15,7 +15,7 @@ MAX_BODY_BYTES = 2 * 2**20
 MAX_REFERENCE_BYTES = 2**20
 """The limits under which the table holds, small enough to be overstepped quickly."""
 
-LIMITS = {"max_body_bytes": MAX_BODY_BYTES, "max_reference_bytes": MAX_REFERENCE_BYTES, "body_timeout_s": 2.0}
+LIMITS = {"max_body_bytes": MAX_BODY_BYTES, "max_reference_bytes": MAX_REFERENCE_BYTES, "body_timeout_s": 4.0}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

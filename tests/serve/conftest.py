@@ -26,7 +26,7 @@ from tests.asgi import FAKE_SETTINGS, URL, body, metric_sum
 from tests.bad_input import LIMITS
 
 DEFAULTS: dict[str, Any] = FAKE_SETTINGS | {
-    "limits": LIMITS | {"request_timeout_s": 60.0},
+    "limits": LIMITS | {"request_timeout_s": 300.0},
     "identity": {"enabled": True},
 }
 """A fake engine of 10 ms a step behind the real face stage, and the stage that measures faces."""
@@ -60,12 +60,12 @@ class RunningService:
     def replica_pids(self, deployment: str) -> set[int]:
         """Processes of a deployment's replicas. The application's name is unique on this machine."""
         title = re.compile(rf"ray::ServeReplica:{self.app_name}:{deployment}(\..*)?")  # and what it is doing
-        return {int(p.parent.name) for p in Path("/proc").glob("[0-9]*/cmdline") if title.fullmatch(_title(p))}
+        return {int(p.parent.name) for p in Path("/proc").glob("[0-9]*/cmdline") if title.fullmatch(title_of(p))}
 
     def busy_pids(self, deployment: str) -> set[int]:
         """Those of them that answer a call now: Ray says so in their titles."""
         title = f"ray::ServeReplica:{self.app_name}:{deployment}.handle_request"
-        return {int(p.parent.name) for p in Path("/proc").glob("[0-9]*/cmdline") if _title(p).startswith(title)}
+        return {int(p.parent.name) for p in Path("/proc").glob("[0-9]*/cmdline") if title_of(p).startswith(title)}
 
     def replica_pid(self, deployment: str) -> int:
         """The process of its only replica, once those of an earlier deployment are gone."""
@@ -92,7 +92,8 @@ class RunningService:
             yield
 
 
-def _title(path: Path) -> str:
+def title_of(path: Path) -> str:
+    """What a process of ``/proc/*/cmdline`` calls itself; nothing where there is none any more."""
     try:
         return path.read_bytes().rstrip(b"\0 ").decode(errors="replace")
     except OSError:  # it ended meanwhile
@@ -162,7 +163,7 @@ def deploy_service(serve_port: int) -> Iterator[DeployService]:
 
     app_name = f"likeness-{secrets.token_hex(4)}-{os.getpid()}"
 
-    with httpx.Client(base_url=f"http://127.0.0.1:{serve_port}", timeout=60.0, trust_env=False) as client:
+    with httpx.Client(base_url=f"http://127.0.0.1:{serve_port}", timeout=300.0, trust_env=False) as client:
         deployed: dict[str, Any] = {}
 
         def deploy(settings: dict[str, Any] | None = None) -> RunningService:

@@ -29,12 +29,12 @@ BEARER = {"Authorization": f"Bearer {KEY}"}
 
 @pytest.fixture(scope="module")
 def guarded(deploy_service: DeployService, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningService]:
-    """The application with one client, who may have two requests at work."""
+    """The application with one client, who may have two requests at work; nobody measures faces."""
     path = tmp_path_factory.mktemp("keys") / "keys.toml"
     keys = f'{{ sha256 = "{digest_of(KEY).hex()}" }}, {{ sha256 = "{digest_of(DISABLED).hex()}", disabled = true }}'
     path.write_text(f'[[client]]\nname = "studio"\nkeys = [{keys}]\n')
     access = {"key_file": str(path), "limits": {"max_concurrent": 2}, "open_paths": ["/metrics"]}
-    yield deploy_service(DEFAULTS | {"access": access})
+    yield deploy_service(DEFAULTS | {"access": access, "identity": {"enabled": False}})
 
 
 def test_keys_count_through_real_http(guarded: RunningService) -> None:

@@ -12,14 +12,9 @@ import pytest
 
 from serve_app.stages import IDENTITY_STAGE
 from tests.asgi import picture_url
-from tests.serve.conftest import DEFAULTS, DeployService, RunningService, until
+from tests.serve.conftest import RunningService, until
 
 pytestmark = pytest.mark.serve
-
-
-@pytest.fixture
-def service(deploy_service: DeployService) -> RunningService:
-    return deploy_service(DEFAULTS | {"identity": {"enabled": True}})
 
 
 def test_references_and_candidates_are_measured(service: RunningService) -> None:

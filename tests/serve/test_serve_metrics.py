@@ -25,13 +25,14 @@ def test_what_was_counted_outlives_who_counted_it(service: RunningService) -> No
     time.sleep(2 * PAUSE_S)  # reports come after so long; what a process has not reported dies with it
     before = {name: service.metric(name) for name in LEFT_OVER}
     assert before["likeness_requests_received_total"] == before["likeness_requests_total"] >= 2
-    for deployment in (INGRESS, FLUX_REPLICA):
-        pid = service.replica_pid(deployment)
+    killed = {deployment: service.replica_pid(deployment) for deployment in (INGRESS, FLUX_REPLICA)}
+    for pid in killed.values():
         os.kill(pid, signal.SIGKILL)
+    for deployment, pid in killed.items():
         until(lambda deployment=deployment, pid=pid: len(service.replica_pids(deployment) - {pid}) == 1)
     until(lambda: service.client.get("/ready").status_code == 200)
     assert {name: service.metric(name) for name in LEFT_OVER} == before
     assert service.draw(steps=4).status_code == 200
     until(lambda: service.metric("likeness_engine_steps_total") == before["likeness_engine_steps_total"] + 4)
     assert service.metric("likeness_requests_total") == before["likeness_requests_total"] + 1
-    until(lambda: service.metric("likeness_replicas", state="ready") == 3)  # the dead are no longer shown
+    until(lambda: service.metric("likeness_replicas", state="ready") == 4)  # the dead are no longer shown
