@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-from engine.profile import ModelProfile
 from engine.protocol import ImageEngine
-from engine.request import EngineEvent, EngineStats, ImageRequest, Queued
+from engine.request import EngineEvent
+from engine.wrapped import WrappedEngine
 from serve_app.metrics import table
 from serve_app.metrics.metric import Metric
 from serve_app.metrics.recorder import Recorder
@@ -15,7 +15,7 @@ DeviceReadings = Mapping[Metric, float]
 """Gauges of :data:`serve_app.metrics.table.DEVICE_LABELS` and what they are now."""
 
 
-class MeteredEngine:
+class MeteredEngine(WrappedEngine):
     """An engine that counts what goes through it; otherwise the engine it is given.
 
     Args:
@@ -24,27 +24,13 @@ class MeteredEngine:
     """
 
     def __init__(self, engine: ImageEngine, recorder: Recorder, device_name: str) -> None:
-        self._engine = engine
+        super().__init__(engine)
         self._recorder = recorder
         self._device_name = device_name
         recorder.refresh_with(self._refresh)
 
-    @property
-    def profile(self) -> ModelProfile:
-        """See :class:`engine.protocol.ImageEngine`, here and below."""
-        return self._engine.profile
-
-    @property
-    def has_work(self) -> bool:
-        return self._engine.has_work
-
-    def submit(self, request: ImageRequest) -> Queued:
-        return self._engine.submit(request)
-
-    def cancel(self, request_id: str) -> bool:
-        return self._engine.cancel(request_id)
-
     def step(self) -> list[EngineEvent]:
+        """One step; how many requests were in it."""
         before = self._engine.stats()
         events = self._engine.step()
         after = self._engine.stats()
@@ -53,18 +39,6 @@ class MeteredEngine:
             num_requests = (after.num_sample_steps - before.num_sample_steps) / num_passes
             self._recorder.observe(table.BATCH_SIZE, num_requests)
         return events
-
-    def warm_up(self) -> None:
-        self._engine.warm_up()
-
-    def stats(self) -> EngineStats:
-        return self._engine.stats()
-
-    def check(self) -> None:
-        self._engine.check()
-
-    def close(self) -> None:
-        self._engine.close()
 
     def _refresh(self) -> None:
         """Let every report hold what the engine did by then, also for requests whose results nobody took."""

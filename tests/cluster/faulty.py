@@ -14,9 +14,9 @@ from ray.serve import Application
 
 import serve_app.app
 from engine.errors import OutOfDeviceMemoryError
-from engine.profile import ModelProfile
 from engine.protocol import ImageEngine
-from engine.request import EngineEvent, EngineStats, Failed, ImageRequest, Queued, StepProgress
+from engine.request import EngineEvent, Failed, ImageRequest, Queued, StepProgress
+from engine.wrapped import WrappedEngine
 from serve_app.flux_replica import OpenEngine, open_engine
 from serve_app.settings import AppSettings
 
@@ -42,29 +42,18 @@ def open_faulty_engine(**settings: Any) -> OpenEngine:
     return dataclasses.replace(opened, engine=FaultyEngine(opened.engine))
 
 
-class FaultyEngine:
-    """See :class:`engine.protocol.ImageEngine`."""
+class FaultyEngine(WrappedEngine):
+    """The engine it is given, until a prompt asks for a fault."""
 
     def __init__(self, engine: ImageEngine) -> None:
-        self._engine = engine
+        super().__init__(engine)
         self._prompts: dict[str, str] = {}
         self._num_done: dict[str, int] = {}
-
-    @property
-    def profile(self) -> ModelProfile:
-        return self._engine.profile
-
-    @property
-    def has_work(self) -> bool:
-        return self._engine.has_work
 
     def submit(self, request: ImageRequest) -> Queued:
         queued = self._engine.submit(request)
         self._prompts[request.request_id] = request.prompt
         return queued
-
-    def cancel(self, request_id: str) -> bool:
-        return self._engine.cancel(request_id)
 
     def step(self) -> list[EngineEvent]:
         """One step; whoever has done :data:`FAULT_AT_STEP` of them first does what the prompt says."""
@@ -78,18 +67,6 @@ class FaultyEngine:
             else:
                 self._num_done.pop(event.request_id, None)
         return events
-
-    def warm_up(self) -> None:
-        self._engine.warm_up()
-
-    def stats(self) -> EngineStats:
-        return self._engine.stats()
-
-    def check(self) -> None:
-        self._engine.check()
-
-    def close(self) -> None:
-        self._engine.close()
 
     def _do(self, prompt: str, request_id: str) -> None:
         if KILL in prompt or (KILL_ONCE in prompt and _is_first_time(prompt)):
