@@ -19,7 +19,7 @@ import yaml
 
 from serve_app.proxy_replay import CALLBACK, CALLBACK_VARIABLE
 from serve_app.stages import FACE_STAGE, FLUX_REPLICA, INGRESS
-from tests.serve.conftest import RunningService, free_port, until
+from tests.serve.conftest import RunningService, free_port, title_of, until
 
 ROOT = Path(__file__).parents[2]
 MARKS = [
@@ -28,7 +28,7 @@ MARKS = [
     pytest.mark.filterwarnings("ignore:The `metrics_interval_s` field in AutoscalingConfig:DeprecationWarning"),
 ]
 ORDER = ("test_cluster_nodes", "test_cluster_faults", "test_cluster_scaling", "test_cluster_embedded")
-"""First what has a Ray of its own, then as few changes of the application as may be; other modules come after them."""
+"""As few changes of the application as may be, and before it what has a Ray of its own; other modules come behind."""
 OBJECT_STORE_BYTES = 100 * 2**20
 ENVIRONMENT = {
     "RAY_AUTH_MODE": "disabled",
@@ -89,6 +89,11 @@ class Machines:
     def index_of_one_with(self, pids: set[int]) -> int:
         """A GPU node on which one of these processes runs."""
         return next(index for index, node in enumerate(self.gpu_nodes) if self.pids_of(node) & pids)
+
+    def controller_pids(self) -> set[int]:
+        """Serve's controller, where it lives; other Rays of this machine have theirs."""
+        titles = {pid: Path(f"/proc/{pid}/cmdline") for pid in self.pids_of(self.cluster.head_node)}
+        return {pid for pid, path in titles.items() if title_of(path).startswith("ray::ServeController")}
 
     def pids_of(self, node: Any) -> set[int]:
         """Processes that a node's raylet started."""

@@ -16,9 +16,9 @@ import pytest
 from PIL import Image, ImageOps
 
 from engine.profile import load_profile
-from serve_app.stages import FLUX_REPLICA, INGRESS
+from serve_app.stages import INGRESS
 from tests.asgi import URL, data_url, picture_url
-from tests.cluster.conftest import MARKS, Deploy, is_settled
+from tests.cluster.conftest import MARKS, Deploy
 from tests.cluster.faulty import FAULT_AT_STEP, KILL_ONCE
 from tests.cluster.load import Load, picture_body
 from tests.face_pictures import astronaut, saved
@@ -98,7 +98,6 @@ def test_everybody_gets_their_own_faces_picture_whoever_dies_in_its_middle(
         killed_s = time.monotonic()
         until(lambda: load.answered_since(killed_s) == set(range(len(bodies))), timeout_s=120)
         until(lambda: len(service.replica_pids(INGRESS) - {pid}) == 2, timeout_s=60)
-        until(lambda: len(service.replica_pids(FLUX_REPLICA)) == 2 and is_settled(service), timeout_s=300)
     assert [(outcome.status, outcome.error) for outcome in load.lost] == []
 
     alone = [drawn_alone(service, body) for body in bodies]

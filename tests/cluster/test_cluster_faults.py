@@ -94,20 +94,14 @@ def test_a_replica_is_killed(service: RunningService, stage: str) -> None:
         until(lambda: len(service.replica_pids(stage) - {pid}) == 2, timeout_s=60)
 
 
-def test_the_controller_is_killed(service: RunningService) -> None:
-    (pid,) = controller_pids()
+def test_the_controller_is_killed(service: RunningService, machines: Machines) -> None:
+    (pid,) = machines.controller_pids()
     with under_load(service, "Serve's controller killed") as load:
         kill(pid)
         killed_s = time.monotonic()
         until(lambda: load.num_answered_since(killed_s) > NUM_CALLERS)
-        until(lambda: controller_pids() not in ([], [pid]), timeout_s=60)
+        until(lambda: machines.controller_pids() - {pid} != set(), timeout_s=60)
     assert len(service.replica_pids(FLUX_REPLICA)) == 2
-
-
-def controller_pids() -> list[int]:
-    """Serve's controller on these machines: the one that this process can see."""
-    titles = {int(p.parent.name): p.read_bytes() for p in Path("/proc").glob("[0-9]*/cmdline") if p.exists()}
-    return [pid for pid, title in titles.items() if title.startswith(b"ray::ServeController")]
 
 
 def test_a_node_is_killed(service: RunningService, machines: Machines) -> None:

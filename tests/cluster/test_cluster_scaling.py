@@ -7,7 +7,7 @@ import json
 import time
 from typing import Any
 
-from serve_app.stages import FLUX_REPLICA, INGRESS
+from serve_app.stages import FACE_STAGE, FLUX_REPLICA, INGRESS
 from tests.asgi import URL
 from tests.cluster.conftest import MARKS, Deploy, is_settled, stage_of
 from tests.cluster.load import Load, picture_body
@@ -152,7 +152,7 @@ def test_scaling_numbers_change_in_place(deploy: Deploy) -> None:
 
 def test_an_update_of_everything_under_load(service: RunningService, deploy: Deploy) -> None:
     """Other ``args:``, as a new model version has them: every replica of every stage is replaced."""
-    stages = (INGRESS, FLUX_REPLICA)
+    stages = (INGRESS, FACE_STAGE, FLUX_REPLICA)
     before = {stage: service.replica_pids(stage) for stage in stages}
 
     def updated(config: dict[str, Any]) -> None:
