@@ -5,11 +5,16 @@ from __future__ import annotations
 from typing import Any, Final
 
 import ray
+from ray.exceptions import RayError
 
 NAMESPACE: Final = "likeness"
 
 _HEAD_NODE: Final = "node:__internal_head__"
 """A resource that Ray gives the head node. An actor there ends with no replica, and with no node that is let go."""
+
+
+class HeadActorLostError(RayError):  # type: ignore[misc]  # Ray has no types
+    """The actor is not there now, nor can it be started."""
 
 
 def head_actor(actor_class: type, name: str, *arguments: object) -> Any:
@@ -19,6 +24,9 @@ def head_actor(actor_class: type, name: str, *arguments: object) -> Any:
 
     Args:
         arguments: its constructor's.
+
+    Raises:
+        HeadActorLostError: it went away while it was looked for, or the cluster is out of reach.
     """
     actor = ray.remote(actor_class).options(
         name=name,
@@ -32,4 +40,7 @@ def head_actor(actor_class: type, name: str, *arguments: object) -> Any:
         # after a restart (2.60, seen often). Who calls knows better what a lost call means.
         max_task_retries=0,
     )
-    return actor.remote(*arguments)
+    try:
+        return actor.remote(*arguments)
+    except (ValueError, ConnectionError) as error:  # ValueError: Ray's word for a name that nobody has any more
+        raise HeadActorLostError(f"the actor {name} can't be found: {type(error).__name__}") from error

@@ -193,8 +193,7 @@ class SharedLimits:
                 if self._actor is None:
                     self._actor = await self._find()
                 return await getattr(self._actor, method).remote(*arguments)
-        except (TimeoutError, RayError, ValueError, ConnectionError) as error:
-            # ValueError: Ray's word for a named actor that went away while it was looked for.
+        except (TimeoutError, RayError, ConnectionError) as error:
             logger.warning("the shared limits can't be reached; this replica counts alone: %s", type(error).__name__)
             is_late = isinstance(error, TimeoutError)
             if not is_late:  # one that is late is still there: who entered there leaves there
