@@ -12,10 +12,11 @@ import math
 import tomllib
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal, TypeVar, get_type_hints
+from typing import Literal
 
 from engine.errors import InvalidRequestError, ModelLoadError
 from engine.request import ImageRequest
+from engine.strict_table import build
 
 SIZE_STEP_PX = 16
 """Pictures are multiples of this: the autoencoder halves three times, the transformer packs 2×2 latents."""
@@ -275,50 +276,10 @@ def load_profile(name_or_path: str) -> ModelProfile:
         table = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise ModelLoadError(f"profile {name_or_path}: {error}") from error
-    return _build(ModelProfile, table, where=f"profile {name_or_path}")
+    return build(ModelProfile, table, where=f"profile {name_or_path}")
 
 
 def packaged_profiles() -> tuple[str, ...]:
     """Names of the profiles that ship with the package, sorted."""
     folder = resources.files("engine") / "profiles"
     return tuple(sorted(item.name.removesuffix(".toml") for item in folder.iterdir() if item.name.endswith(".toml")))
-
-
-T = TypeVar("T")
-
-
-def _build(cls: type[T], table: dict[str, Any], *, where: str) -> T:
-    """A frozen dataclass from a TOML table, strictly: no key missing, unknown or of another type."""
-    hints = get_type_hints(cls)
-    fields = {field.name: field for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
-    if unknown := sorted(table.keys() - fields.keys()):
-        raise ModelLoadError(f"{where}: unknown key {unknown[0]!r}; known are {', '.join(fields)}")
-    required = {name for name, field in fields.items() if field.default is dataclasses.MISSING}
-    if missing := sorted(required - table.keys()):
-        raise ModelLoadError(f"{where}: missing key {missing[0]!r}")
-    values = {key: _convert(hints[key], value, where=f"{where}: {key}") for key, value in table.items()}
-    return cls(**values)
-
-
-def _convert(hint: Any, value: Any, *, where: str) -> Any:
-    if dataclasses.is_dataclass(hint) and isinstance(hint, type):
-        if not isinstance(value, dict):
-            raise ModelLoadError(f"{where}: expected a table")
-        return _build(hint, value, where=where)
-    if hint == tuple[int, ...]:
-        if not isinstance(value, list) or not all(type(item) is int for item in value):
-            raise ModelLoadError(f"{where}: expected a list of integers, got {value!r}")
-        return tuple(value)
-    if hint == tuple[float, ...]:
-        if not isinstance(value, list) or not all(type(item) in (int, float) for item in value):
-            raise ModelLoadError(f"{where}: expected a list of numbers, got {value!r}")
-        return tuple(map(float, value))
-    if hint is float and type(value) in (int, float):
-        return float(value)
-    if hint in (int, str, bool) and type(value) is hint:
-        return value
-    choices = getattr(hint, "__args__", ())
-    if choices and value in choices:
-        return value
-    expected = " or ".join(map(repr, choices)) if choices else hint.__name__
-    raise ModelLoadError(f"{where}: expected {expected}, got {value!r}")
