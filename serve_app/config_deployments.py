@@ -41,10 +41,23 @@ def laid_over(settings: AppSettings, deployments: Deployments, where: str) -> tu
             path = f"{where}[{index}].user_config"
             try:
                 live = LiveSettings.model_validate(user_config)
-                return live.over(settings), _live_scaling_problems(live, deployments, f"{path}.scaling")
+                problems = _live_scaling_problems(live, deployments, f"{path}.scaling")
+                return live.over(settings), problems + _live_limit_problems(live, settings, f"{path}.limits")
             except ValidationError as error:
                 return settings, sentences(error, path)
     return settings, []
+
+
+def _live_limit_problems(live: LiveSettings, settings: AppSettings, where: str) -> list[str]:
+    """Who counts clients' limits is told at the start for how long a request can be here, and forgets older ones."""
+    request_s, max_visit_s = live.limits.request_timeout_s, settings.limits.max_visit_s
+    has_limits = bool(settings.access.key_file) or settings.access.limits.are_any
+    if request_s is None or request_s <= max_visit_s or not has_limits:
+        return []
+    return [
+        f"{where}.request_timeout_s is {request_s:g}: at most {max_visit_s:g} counts in clients' limits; raise "
+        f"args.limits.request_timeout_s ({settings.limits.request_timeout_s:g}) itself"
+    ]
 
 
 def _live_scaling_problems(live: LiveSettings, deployments: Deployments, where: str) -> list[str]:

@@ -199,6 +199,13 @@ SPOILT: dict[str, tuple[Spoil, str]] = {
         lambda c: ingress(c).update(user_config={"limits": {"request_timeout_s": 400.0}}),
         "graceful_shutdown_timeout_s is 330: set it to limits.request_timeout_s (400) or more",
     ),
+    "user_config beyond what limits count": (
+        lambda c: (
+            application(c)["args"]["access"]["limits"].update(max_concurrent=2),
+            ingress(c).update(user_config={"limits": {"request_timeout_s": 361.0}}),
+        ),
+        "user_config.limits.request_timeout_s is 361: at most 360 counts in clients' limits; raise args.limits.request",
+    ),
     "deployment name": (
         lambda c: flux(c).update(name="Flux"),
         "no deployment 'Flux'; there are Ingress, FaceStage, FluxReplica",
