@@ -87,7 +87,9 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "--max-wait", type=positive, metavar="SECONDS", help="refuse, or give up, what takes longer (default: wait)"
     )
     parser.add_argument(
-        "--priority", choices=("low", "normal", "high"), help="among all requests (the service's default: normal)"
+        "--priority",
+        choices=("low", "normal", "high"),
+        help="among all requests; high takes an API key (default: normal)",
     )
     parser.add_argument(
         "--score", action="store_true", default=None, help="measure how alike the faces are, 0 to 1; 0.5 is the same"
