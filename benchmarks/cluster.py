@@ -12,7 +12,6 @@ import argparse
 import collections
 import dataclasses
 import json
-import math
 import os
 import platform
 import random
@@ -24,6 +23,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from benchmarks.simulation.request_counting import RequestCounting
 from serve_app.scaling.decision import Decision, Scaler, Snapshot
 from serve_app.scaling.rules import ScalingRules
 from tests.simulated_fleet import Arrival, Run, simulate
@@ -32,6 +32,7 @@ RESULTS = Path(__file__).parent / "results"
 
 COLD_START_S = 60.0
 UNTIL_S = 1800.0
+MAX_REPLICAS = 16
 
 
 # -- faults ------------------------------------------------------------------------------------------------------------
@@ -62,23 +63,18 @@ def faults() -> None:
 # -- scaling -----------------------------------------------------------------------------------------------------------
 
 
-class RequestCounter:
-    """Serve's own policy: so many requests a replica, wanted for so long before anything changes."""
+class ByRequests:
+    """Ray Serve's own rule, by the newest count: averaging over 30 s, as Serve does, would only delay it."""
 
-    def __init__(self, *, per_replica: float, up_delay_s: float = 30.0, down_delay_s: float = 600.0) -> None:
-        self._per_replica = per_replica
-        self._delay_s = {1: up_delay_s, -1: down_delay_s}
-        self._since: tuple[int, float] | None = None
+    def __init__(self, per_replica: float) -> None:
+        self._counting = RequestCounting(
+            per_replica=per_replica, min_replicas=1, max_replicas=MAX_REPLICAS, look_back_s=0.0
+        )
 
     def __call__(self, now: Snapshot) -> Decision:
-        """See ``ray.serve.autoscaling_policy.replica_queue_length_autoscaling_policy``."""
-        wanted = max(1, min(now.max_replicas, math.ceil(now.num_requests / self._per_replica)))
-        direction = (wanted > now.num_target) - (wanted < now.num_target)
-        if not direction or self._since is None or self._since[0] != direction:
-            self._since = (direction, now.now_s) if direction else None
-        is_due = self._since is not None and now.now_s - self._since[1] >= self._delay_s[direction]
+        """What :func:`tests.simulated_fleet.simulate` asks."""
         return Decision(
-            num_replicas=wanted if is_due else now.num_target,
+            num_replicas=self._counting.replicas(now.now_s, num_requests=now.num_requests, num_target=now.num_target),
             cause="work",
             reason="requests",
             owed_s=now.owed_s,
@@ -119,14 +115,16 @@ def scaling() -> None:
     rules = ScalingRules(may_owe_s=30.0, cold_start_s=COLD_START_S, hold_s=300.0, idle_to_zero_s=600.0)
     policies: dict[str, Callable[[], Callable[[Snapshot], Decision]]] = {
         "work": lambda: Scaler(rules).decide,
-        "2 requests a replica": lambda: RequestCounter(per_replica=2.0),
-        "8 requests a replica": lambda: RequestCounter(per_replica=8.0),
+        "2 requests a replica": lambda: ByRequests(2.0),
+        "8 requests a replica": lambda: ByRequests(8.0),
     }
     runs: dict[str, dict[str, Run]] = collections.defaultdict(dict)
     rows = []
     for trace in traces():
         for name, make in policies.items():
-            run = simulate(trace.arrivals, make(), until_s=UNTIL_S, cold_start_s=COLD_START_S, max_replicas=16)
+            run = simulate(
+                trace.arrivals, make(), until_s=UNTIL_S, cold_start_s=COLD_START_S, max_replicas=MAX_REPLICAS
+            )
             runs[trace.title][name] = run
             rows.append(figures(trace, name, run))
             print(json.dumps(rows[-1]))
@@ -172,7 +170,7 @@ def plot(runs: dict[str, dict[str, Run]]) -> None:
     axes[0][0].set_ylabel("replicas wanted")
     axes[1][0].set_ylabel("work owed, s of a replica")
     axes[0][0].legend(title="scaled by", fontsize=8)
-    figure.suptitle(f"Simulated fleet, a replica starts in {COLD_START_S:g} s, at most 16", fontsize=10)
+    figure.suptitle(f"Simulated fleet, a replica starts in {COLD_START_S:g} s, at most {MAX_REPLICAS}", fontsize=10)
     figure.savefig(RESULTS / "cluster_scaling.png")
 
 

@@ -9,7 +9,6 @@ over HTTP: the first, some more one after another, and some at once. Ends what i
 from __future__ import annotations
 
 import argparse
-import base64
 import json
 import statistics
 import sys
@@ -20,19 +19,18 @@ from typing import Any
 
 import httpx
 
+from benchmarks.reference_faces import reference_urls
 from serve_app.local.relay import Address
 from serve_app.local.server import local_server
 
-FACE = Path(__file__).parent.parent / "examples" / "astronaut.jpg"
 REQUEST_TIMEOUT_S = 300.0
 
 
 def ask(client: httpx.Client, *, seed: int, num_steps: int) -> dict[str, Any]:
     """One request; its answer without the picture, and the seconds it took over HTTP."""
-    face = base64.b64encode(FACE.read_bytes()).decode()
     body = {
         "prompt": "A professional AI influencer portrait",
-        "reference_image": f"data:image/jpeg;base64,{face}",
+        "reference_image": reference_urls(1)[0],
         "seed": seed,
         "steps": num_steps,
     }

@@ -24,7 +24,6 @@ import argparse
 import collections
 import dataclasses
 import json
-import os
 import random
 import statistics
 import sys
@@ -189,7 +188,6 @@ class Run:
         self._meter = meter
         self._request_errors: list[float] = []
         self._num_pictures = 0
-        self._load_before = os.getloadavg()[0]
         started_s = time.monotonic()
         engine.warm_up()
         self._warm_up_s = time.monotonic() - started_s
@@ -219,7 +217,6 @@ class Run:
         return {
             "is_complete": is_complete,
             "num_requests": self._num_pictures,
-            "load_average_before_after": [round(self._load_before, 2), round(os.getloadavg()[0], 2)],
             "warm_up_s": round(self._warm_up_s, 2),
             "trace_s": round(self._passed_s, 1),
             "requests_per_step": round(stats.num_sample_steps / max(1, stats.num_steps), 2),

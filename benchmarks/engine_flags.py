@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 import platform
 import tempfile
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 
 import torch
 
+from benchmarks.machine import machine
 from benchmarks.progress import tell
 from engine.config import EngineConfig
 from engine.profile import load_profile
@@ -65,10 +65,8 @@ def facts(arguments: argparse.Namespace) -> dict[str, Any]:
     """What has to stand beside every figure: the command, the machine, the model."""
     return {
         "torch": torch.__version__,
-        "python": platform.python_version(),
+        "machine": machine(),
         "device": torch.cuda.get_device_name() if arguments.device == "cuda" else platform.processor() or "CPU",
-        "num_cpus": os.cpu_count(),
-        "load_average_before": round(os.getloadavg()[0], 2),
         "profile": arguments.profile,
         "dtype": arguments.dtype,
     }

@@ -14,7 +14,6 @@ import argparse
 import asyncio
 import json
 import os
-import platform
 import signal
 import sys
 from collections.abc import Sequence
@@ -23,6 +22,7 @@ from typing import Any
 
 from benchmarks import load_report, traces
 from benchmarks.load_sender import Sender, SendingLimits
+from benchmarks.machine import machine
 from benchmarks.reference_faces import reference_urls
 from serve_app.client import api_key_from, check_url
 from serve_app.client_answer import ClientError
@@ -50,17 +50,6 @@ async def _tell(sender: Sender, line: ProgressLine) -> None:
     while True:
         await asyncio.sleep(REDRAW_S)
         line.update(sender.in_words(), is_count=True)
-
-
-def machine() -> dict[str, Any]:
-    """Where the generator ran."""
-    load = ", ".join(f"{value:.1f}" for value in os.getloadavg())
-    return {
-        "cores": os.cpu_count(),
-        "system": f"{platform.system()} {platform.machine()}",
-        "python": platform.python_version(),
-        "load average at the end": load,
-    }
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -15,7 +15,6 @@ which makes scaling look worse than it is.
 from __future__ import annotations
 
 import argparse
-import collections
 import datetime
 import json
 import math
@@ -31,6 +30,7 @@ import numpy as np
 from benchmarks import traces
 from benchmarks.scheduler.simulate import as_measured
 from benchmarks.simulation.fleet import Fleet, FleetSettings, Moment, Run, Scaling, alone_seconds
+from benchmarks.simulation.request_counting import RequestCounting
 from benchmarks.traces import Arrival, Mix
 from engine.cost_model import CostModel
 from engine.profile import load_profile
@@ -95,36 +95,14 @@ class ByWork:
 
 
 class ByRequests:
-    """Ray Serve's own rule (``serve/autoscaling_policy.py``): requests over a target, after delays."""
+    """Ray Serve's own rule, at its own defaults."""
 
-    def __init__(
-        self,
-        max_replicas: int,
-        *,
-        target_ongoing_requests: float = 2.0,
-        upscale_delay_s: float = 30.0,
-        downscale_delay_s: float = 600.0,
-    ) -> None:
-        self._max_replicas, self._target = max_replicas, target_ongoing_requests
-        self._upscale_delay_s, self._downscale_delay_s = upscale_delay_s, downscale_delay_s
-        self._counts: collections.deque[tuple[float, int]] = collections.deque()
-        self._since: tuple[int, float] = (0, 0.0)  # direction of change, since when
+    def __init__(self, max_replicas: int) -> None:
+        self._counting = RequestCounting(per_replica=2.0, max_replicas=max_replicas)
 
     def __call__(self, fleet: Fleet) -> int:
         """See :class:`benchmarks.simulation.fleet.Scaling`."""
-        self._counts.append((fleet.now_s, fleet.num_requests))
-        while fleet.now_s - self._counts[0][0] > 30.0:  # look_back_period_s
-            self._counts.popleft()
-        wanted = math.ceil(statistics.fmean(count for _, count in self._counts) / self._target)
-        # From nothing to something there is no delay.
-        if fleet.num_target == 0:
-            return min(self._max_replicas, max(wanted, int(fleet.num_requests > 0)))
-        wanted = min(self._max_replicas, max(0, wanted))
-        direction = (wanted > fleet.num_target) - (wanted < fleet.num_target)
-        if direction != self._since[0]:
-            self._since = (direction, fleet.now_s)
-        delay_s = self._upscale_delay_s if direction > 0 else self._downscale_delay_s
-        return wanted if direction and fleet.now_s - self._since[1] >= delay_s else fleet.num_target
+        return self._counting.replicas(fleet.now_s, num_requests=float(fleet.num_requests), num_target=fleet.num_target)
 
 
 def report(run: Run, *, usd_per_hour: float) -> dict[str, Any]:

@@ -16,8 +16,6 @@ import base64
 import dataclasses
 import http.client
 import json
-import os
-import platform
 import secrets
 import statistics
 import sys
@@ -33,6 +31,7 @@ import numpy as np
 import yaml
 
 from benchmarks.load_sender import parse_server_timing
+from benchmarks.machine import machine
 from benchmarks.otlp_collector import CollectedSpan, collecting
 from benchmarks.process_cpu import cpu_seconds, spent_ms
 from benchmarks.reference_faces import PHOTO
@@ -216,16 +215,6 @@ def application(config: Path, address: Address, log_file: Path, **args: Any) -> 
                 print(server.log_tail(), file=sys.stderr)
                 raise
             yield server
-
-
-def machine() -> dict[str, Any]:
-    """Where it ran."""
-    return {
-        "cores": os.cpu_count(),
-        "system": f"{platform.system()} {platform.machine()}",
-        "python": platform.python_version(),
-        "load_average": [round(value, 2) for value in os.getloadavg()],
-    }
 
 
 def main(argv: Sequence[str] | None = None) -> int:
