@@ -358,13 +358,14 @@ def likeness(
 def nearest_backdrop(picture: Pixels) -> str:
     """The named backdrop nearest to the picture's upper corners, by distance in Lab."""
     corners = np.concatenate([picture[4:60, 4:28].reshape(-1, 3), picture[4:60, -28:-4].reshape(-1, 3)])
-    seen = lab(np.median(corners, axis=0) / 255)
-    return min(palette.BACKDROPS, key=lambda name: float(np.linalg.norm(lab(np.array(palette.BACKDROPS[name])) - seen)))
+    red, green, blue = np.median(corners, axis=0) / 255
+    seen = lab((float(red), float(green), float(blue)))
+    return min(palette.BACKDROPS, key=lambda name: float(np.linalg.norm(lab(palette.BACKDROPS[name]) - seen)))
 
 
-def lab(srgb: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+def lab(srgb: palette.Rgb) -> npt.NDArray[np.float64]:
     """sRGB in [0, 1] to CIE L*a*b* (D65)."""
-    linear = palette.linear(np.asarray(srgb, np.float32)).astype(np.float64)
+    linear = palette.linear(srgb).astype(np.float64)
     matrix = np.array([[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1192, 0.9505]])
     xyz = matrix @ linear / np.array([0.9505, 1.0, 1.089])
     f = np.where(xyz > 0.008856, np.cbrt(xyz), 7.787 * xyz + 16 / 116)

@@ -122,7 +122,7 @@ def resized(photo: Photo, long_side_px: int) -> Photo:
     scale = long_side_px / max(height, width)
     size = (max(1, round(width * scale)), max(1, round(height * scale)))
     image = np.asarray(Image.fromarray(photo.image).resize(size, Image.Resampling.LANCZOS))
-    return Photo(image=image, faces=[tuple(v * scale for v in box) for box in photo.faces])  # type: ignore[misc]
+    return Photo(image=image, faces=[tuple(v * scale for v in box) for box in photo.faces])
 
 
 def rotated(photo: Photo, degrees: float) -> Photo:

@@ -102,7 +102,7 @@ def main() -> None:
     parser.add_argument("--photos", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
     arguments = parser.parse_args()
-    detectors = {"yunet": YuNetDetector(), "dlib_hog": HogDetector()}
+    detectors: dict[str, FaceDetector] = {"yunet": YuNetDetector(), "dlib_hog": HogDetector()}
     measured = {name: measure(arguments.photos, detector) for name, detector in detectors.items()}
     report = json.dumps(measured, indent=1) + "\n"
     arguments.out.write_text(report, encoding="utf-8")
