@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import functools
 import gc
 import json
 import platform
@@ -34,14 +35,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from engine.config import EngineConfig
+from benchmarks.full_size_pass import diffusers_forward, diffusers_model, forward, packed, random_batch
+from benchmarks.progress import tell
+from engine.config import DeviceName, DtypeName, EngineConfig
 from engine.engine import FluxEngine, load_engine
 from engine.memory import MEMORY_PROFILES
-from engine.model.image_prompt import ImagePrompt
 from engine.model.packing import Packing
 from engine.profile import DrawnSize, ModelProfile, load_profile
 from engine.request import Finished, ImageRequest, Reference
-from engine.sampling import latents
 from engine.weights.load import Networks, load_networks
 from engine.weights.plan import memory_plans
 from engine.weights.untrained import write_untrained
@@ -56,8 +57,8 @@ class Bench:
 
     profile: ModelProfile
     model_dir: str
-    device: str
-    dtype: str
+    device: DeviceName
+    dtype: DtypeName
     repeats: int
     results: dict[str, Any]
 
@@ -68,7 +69,7 @@ class Bench:
     def config(self, **changes: Any) -> EngineConfig:
         return EngineConfig(
             profile=self.profile, model_dir=self.model_dir, device=self.device, dtype=self.dtype, **changes
-        )  # type: ignore[arg-type]
+        )
 
     def synchronize(self) -> None:
         if self.is_cuda:
@@ -97,7 +98,7 @@ def host_peak_gib() -> float:
 
 def write(bench: Bench, into: dict[str, Any]) -> None:
     with timed(into, "seconds"):
-        write_untrained(bench.profile, bench.model_dir, device=bench.device, on_file=print)  # type: ignore[arg-type]
+        write_untrained(bench.profile, bench.model_dir, device=bench.device, on_file=tell)
     into["gib"] = {path.name: round(path.stat().st_size / GIB, 3) for path in sorted(Path(bench.model_dir).iterdir())}
     bench.release()
 
@@ -127,7 +128,7 @@ def drop_page_cache() -> bool:
     return True
 
 
-def networks_of(bench: Bench, stages: dict[str, float] | None = None, *, dtype: str | None = None) -> Networks:
+def networks_of(bench: Bench, stages: dict[str, float] | None = None, *, dtype: DtypeName | None = None) -> Networks:
     def note(name: str, seconds: float) -> None:
         if stages is not None:
             stages[name] = round(seconds, 3)
@@ -135,92 +136,10 @@ def networks_of(bench: Bench, stages: dict[str, float] | None = None, *, dtype: 
     return load_networks(
         bench.profile,
         bench.model_dir,
-        device=bench.device,  # type: ignore[arg-type]
-        dtype=dtype or bench.dtype,  # type: ignore[arg-type]
+        device=bench.device,
+        dtype=dtype or bench.dtype,
         on_stage=note,
     )
-
-
-@dataclasses.dataclass
-class Batch:
-    """Random inputs of a forward pass."""
-
-    img: torch.Tensor
-    ids: torch.Tensor
-    txt: torch.Tensor
-    sigma: torch.Tensor
-    vec: torch.Tensor
-    guidance: torch.Tensor
-    prompt: ImagePrompt
-    embedding: torch.Tensor
-    packing: Packing
-
-
-@torch.inference_mode()
-def batch_of(bench: Bench, networks: Networks, size: DrawnSize, num: int, dtype: torch.dtype) -> Batch:
-    profile, device = bench.profile, bench.device
-    generator = torch.Generator(device).manual_seed(1)
-
-    def randn(*shape: int) -> torch.Tensor:
-        return torch.randn(shape, generator=generator, device=device)
-
-    embedding = randn(num, profile.clip_vision.projection_dim)
-    prompt = networks.adapter.encode(embedding.to(dtype)).scaled(1.0)
-    return Batch(
-        img=randn(num, size.num_tokens, profile.transformer.in_channels).to(dtype),
-        ids=latents.position_ids(size).to(device).expand(num, -1, -1),
-        txt=randn(num, profile.t5.max_tokens, profile.transformer.context_in_dim).to(dtype),
-        sigma=torch.full((num,), 0.5, device=device),
-        vec=randn(num, profile.transformer.vec_in_dim).to(dtype),
-        guidance=torch.full((num,), 2.0, device=device),  # exact in bfloat16, which diffusers rounds it to
-        prompt=prompt,
-        embedding=embedding.to(dtype),
-        packing=Packing(num_txt=profile.t5.max_tokens, num_img=(size.num_tokens,) * num),
-    )
-
-
-@torch.inference_mode()
-def forward(networks: Networks, batch: Batch) -> torch.Tensor:
-    out: torch.Tensor = networks.flux(
-        batch.img,
-        batch.ids,
-        batch.txt,
-        batch.sigma,
-        batch.vec,
-        batch.guidance,
-        packing=batch.packing,
-        image_prompt=batch.prompt,
-    )
-    return out
-
-
-def diffusers_model(bench: Bench, networks: Networks) -> Any:
-    """diffusers' transformer over the very same tensors, with its adapter processors."""
-    from tests.oracles.diffusers_flux import empty_diffusers_flux, load_adapter_through_diffusers, to_diffusers
-
-    params = bench.profile.transformer
-    with torch.device("meta"):
-        model = empty_diffusers_flux(params)
-    model.load_state_dict(to_diffusers(networks.flux.state_dict(), params), strict=True, assign=True)
-    pipeline = load_adapter_through_diffusers(model, bench.model_dir, bench.profile.files.adapter)
-    pipeline.set_ip_adapter_scale(1.0)
-    return model.to(bench.device, next(networks.flux.parameters()).dtype).eval()
-
-
-@torch.inference_mode()
-def diffusers_forward(model: Any, batch: Batch) -> torch.Tensor:
-    out: torch.Tensor = model(
-        hidden_states=batch.img,
-        encoder_hidden_states=batch.txt,
-        pooled_projections=batch.vec,
-        timestep=batch.sigma,
-        guidance=batch.guidance,
-        img_ids=batch.ids[0],
-        txt_ids=batch.ids.new_zeros(batch.txt.shape[1], 3),
-        joint_attention_kwargs={"ip_adapter_image_embeds": [batch.embedding[:, None]]},
-        return_dict=False,
-    )[0]
-    return out
 
 
 def relative_error(ours: torch.Tensor, theirs: torch.Tensor) -> float:
@@ -240,13 +159,12 @@ def can_compare(bench: Bench) -> bool:
 def parity(bench: Bench, into: dict[str, Any]) -> None:
     size = native(bench)
     networks = networks_of(bench)
-    dtype = networks.flux.img_in.weight.dtype
-    batch = batch_of(bench, networks, size, 1, dtype)
+    batch = random_batch(bench.profile, networks, size, 1)
     ours = forward(networks, batch)
     into["output_std"] = float(ours.float().std())
     into["is_finite"] = bool(torch.isfinite(ours).all())
     if can_compare(bench):
-        model = diffusers_model(bench, networks)
+        model = diffusers_model(bench.profile, bench.model_dir, networks)
         theirs = diffusers_forward(model, batch)
         into["ours_vs_diffusers"] = relative_error(ours, theirs)
         del model
@@ -256,7 +174,7 @@ def parity(bench: Bench, into: dict[str, Any]) -> None:
     del networks, batch, bare
     bench.release()
     exact_networks = networks_of(bench, dtype="float32")
-    exact_batch = batch_of(bench, exact_networks, size, 1, torch.float32)
+    exact_batch = random_batch(bench.profile, exact_networks, size, 1)
     prompt = exact_networks.adapter.encode(kept["embedding"])
     exact = forward(exact_networks, dataclasses.replace(exact_batch, **kept, prompt=prompt))
     into["ours_vs_float32"] = relative_error(ours, exact)
@@ -285,33 +203,21 @@ def milliseconds(bench: Bench, work: Callable[[], object]) -> dict[str, float]:
 
 def speed(bench: Bench, into: dict[str, Any]) -> None:
     networks = networks_of(bench)
-    dtype = networks.flux.img_in.weight.dtype
-    model = diffusers_model(bench, networks) if can_compare(bench) else None
+    model = diffusers_model(bench.profile, bench.model_dir, networks) if can_compare(bench) else None
     full = native(bench)
     half = DrawnSize(width_px=full.width_px // 2, height_px=full.height_px // 2)
     for size, counts in ((full, (1, 2)), (half, (1, 2, 4, 8))):
         for num in counts:
-            batch = batch_of(bench, networks, size, num, dtype)
-            record: dict[str, Any] = {"ours": milliseconds(bench, lambda batch=batch: forward(networks, batch))}
+            batch = random_batch(bench.profile, networks, size, num)
+            record: dict[str, Any] = {"ours": milliseconds(bench, functools.partial(forward, networks, batch))}
             if model is not None:
-                record["diffusers"] = milliseconds(bench, lambda batch=batch: diffusers_forward(model, batch))
+                record["diffusers"] = milliseconds(bench, functools.partial(diffusers_forward, model, batch))
                 record["diffusers_over_ours"] = round(record["diffusers"]["median_ms"] / record["ours"]["median_ms"], 3)
             into[f"{size.width_px}x{size.height_px} batch {num}"] = record
     sizes = (full, half, half)
-    mixed = Packing(num_txt=bench.profile.t5.max_tokens, num_img=tuple(size.num_tokens for size in sizes))
-    singles = [batch_of(bench, networks, size, 1, dtype) for size in sizes]
-    packed = dataclasses.replace(
-        singles[0],
-        img=mixed.pack([single.img[0] for single in singles]),
-        ids=mixed.pack([single.ids[0] for single in singles]),
-        **{
-            name: torch.cat([getattr(single, name) for single in singles])
-            for name in ("txt", "sigma", "vec", "guidance")
-        },
-        prompt=ImagePrompt.stack([single.prompt for single in singles]),
-        packing=mixed,
-    )
-    into["packed: one full, two half"] = {"ours": milliseconds(bench, lambda: forward(networks, packed))}
+    packing = Packing(num_txt=bench.profile.t5.max_tokens, num_img=tuple(size.num_tokens for size in sizes))
+    mixed = packed([random_batch(bench.profile, networks, size, 1) for size in sizes], packing)
+    into["packed: one full, two half"] = {"ours": milliseconds(bench, lambda: forward(networks, mixed))}
 
 
 def request_through_the_engine(bench: Bench, into: dict[str, Any]) -> None:
@@ -388,8 +294,10 @@ def main() -> int:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--sections", default=",".join(SECTIONS))
     parser.add_argument("--repeats", type=int, default=10)
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--dtype", default="bfloat16" if torch.cuda.is_available() else "float32")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument(
+        "--dtype", choices=("float32", "bfloat16"), default="bfloat16" if torch.cuda.is_available() else "float32"
+    )
     arguments = parser.parse_args()
 
     results: dict[str, Any] = {
