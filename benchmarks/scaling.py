@@ -28,6 +28,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks import traces
+from benchmarks.scheduler.crowds import mean_alone_seconds
 from benchmarks.scheduler.simulate import as_measured
 from benchmarks.simulation.fleet import Fleet, FleetSettings, Moment, Run, Scaling, alone_seconds
 from benchmarks.simulation.request_counting import RequestCounting
@@ -136,8 +137,7 @@ def simulate(arguments: argparse.Namespace) -> None:
     profile, cost = load_profile(basis["profile"]), CostModel.from_dict(basis["cost_model"])
     budget = StepBudget(max_samples=basis["max_batch_samples"], max_tokens=basis["max_batch_tokens"])
     mix = Mix()
-    sample = traces.generate(arrivals="poisson", rate_per_s=1.0, duration_s=4000.0, seed=arguments.seed + 99, mix=mix)
-    mean_s = statistics.fmean(alone_seconds(arrival, profile, cost) for arrival in sample)
+    mean_s = mean_alone_seconds(profile, cost, mix, seed=arguments.seed)
     fleets = []
     for max_replicas in arguments.max_replicas:
         peak = TARGET_UTILISATION * max_replicas / mean_s
