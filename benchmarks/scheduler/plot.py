@@ -1,4 +1,4 @@
-"""Shares of good pictures and the latency of small ones by load: lines measured, dots simulated."""
+"""Shares of good pictures and the latency of small ones by load: lines with crosses measured, dots simulated."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ def plot(arguments: argparse.Namespace) -> None:
     for column, arrivals in enumerate(get_args(ArrivalProcess)):
         for policy in POLICIES:
             style = {"color": COLOURS[policy], "markersize": 5}
-            for source, marks in ((measured["crowds"], "-"), (simulated["fleets"][0]["crowds"], "o")):
+            for source, marks in ((measured["crowds"], "-+"), (simulated["fleets"][0]["crowds"], "o")):
                 points = [(c["load"], c["policies"][policy]) for c in source if c["arrivals"] == arrivals]
                 loads = [100 * load for load, _ in points]
-                label = TITLES[policy] if marks == "-" else None
+                label = TITLES[policy] if marks == "-+" else None
                 axes[0, column].plot(
                     loads, [100 * found["good_share"] for _, found in points], marks, label=label, **style
                 )
