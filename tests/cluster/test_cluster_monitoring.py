@@ -32,8 +32,8 @@ from serve_app.metrics.engine import follow_device
 from serve_app.metrics.page import CONTENT_TYPE, render
 from serve_app.metrics.recorder import Recorder
 from serve_app.stages import FACE_STAGE, FLUX_REPLICA, INGRESS
-from tests.asgi import body
 from tests.cluster.conftest import MARKS, Deploy, Machines, is_settled, stage_of
+from tests.cluster.load import picture_body
 from tests.prometheus_server import Prometheus, needs_prometheus, prometheus
 from tests.serve.conftest import RunningService, until
 from tests.test_metrics import Cuda
@@ -233,14 +233,16 @@ def test_every_panel_of_every_dashboard_shows_something(watched: Watched, tmp_pa
     service = watched.deployed()
     until(lambda: service.client.get("/v1/models").status_code == 401, timeout_s=90)
     is_enough = threading.Event()
+    answers: collections.Counter[str] = collections.Counter()
 
     def call(caller: int) -> None:
         while not is_enough.is_set():
             if caller == 0:  # one who leaves
                 with contextlib.suppress(httpx.ReadTimeout):
-                    service.client.post(ENDPOINT, json=body(steps=50), headers=headers, timeout=0.3)
+                    service.client.post(ENDPOINT, json=picture_body(steps=50), headers=headers, timeout=0.3)
             else:
-                service.client.post(ENDPOINT, json=body(steps=10, seed=caller), headers=headers)
+                answer = service.client.post(ENDPOINT, json=picture_body(steps=10, seed=caller), headers=headers)
+                answers["a picture" if answer.is_success else answer.json()["error"]] += 1
 
     empty: list[str] = []
 
@@ -253,7 +255,7 @@ def test_every_panel_of_every_dashboard_shows_something(watched: Watched, tmp_pa
         try:
             until(all_show_something, timeout_s=60)
         except AssertionError:
-            raise AssertionError(f"no data: {empty}") from None
+            raise AssertionError(f"no data: {empty}; callers were told {answers.most_common(5)}") from None
         finally:
             is_enough.set()
         assert [future.result() for future in calling] == [None] * 4
