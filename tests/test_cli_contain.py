@@ -39,6 +39,8 @@ def contained(
 ) -> Iterator[subprocess.Popen[str]]:
     """``code`` in Python, contained by a process of its own."""
     starter = (
+        # Python may lose a KeyboardInterrupt in the middle of an import; until we handle it, the kernel shall.
+        "import signal; signal.signal(signal.SIGINT, signal.SIG_DFL)\n"
         "import sys; from serve_app.local.contain import *; import os\n"
         f"isolation = {isolation(is_isolated)!r}\n"
         "sys.exit(run_contained([sys.executable, '-c', *sys.argv[1:]], isolation, environment=os.environ))"

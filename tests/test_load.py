@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import re
+import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -69,17 +70,23 @@ def test_waiting_for_a_connection_counts_as_latency() -> None:
 
 
 def test_a_slow_answer_delays_no_later_request() -> None:
-    released: list[float] = []
+    other_ended = threading.Event()
+    first = Canned(headers=drawn().headers, body=drawn().body, before=lambda: other_ended.wait(60.0))
 
-    def until_second_came() -> None:
-        deadline_s = time.monotonic() + 20.0
-        while not released and time.monotonic() < deadline_s:
-            time.sleep(0.01)
+    async def run(url: str) -> Sender:
+        sender = Sender(url, [arrival(seed=1), arrival(0.05, seed=2)], ["x"], SendingLimits())
+        running = asyncio.create_task(sender.run(asyncio.Event()))
+        while not sender.outcomes:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+        other_ended.set()
+        await running
+        return sender
 
-    first = Canned(headers=drawn().headers, body=drawn().body, before=until_second_came)
-    second = Canned(headers=drawn().headers, body=drawn().body, before=lambda: released.append(1.0))
-    sender, _ = sent([first, second], [arrival(), arrival(0.5)])
-    assert [outcome.index for outcome in sender.outcomes] == [1, 0]
+    with answering([first, drawn()]) as server:
+        sender = asyncio.run(run(server.url))
+    came = [body["seed"] for body in server.bodies]
+    assert [outcome.arrival.seed for outcome in sender.outcomes] == came[::-1]
+    assert all(outcome.is_ok for outcome in sender.outcomes)
 
 
 def test_every_answer_is_counted_and_every_request_ends_once() -> None:
