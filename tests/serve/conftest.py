@@ -32,8 +32,6 @@ DEFAULTS: dict[str, Any] = FAKE_SETTINGS | {
 """A fake engine of 10 ms a step behind the real face stage, and the stage that measures faces."""
 DEFAULTS["engine"] = {"kind": "fake", "step_s": 0.01, "device_name": "NVIDIA L40S"}
 
-CPU_PER_REPLICA = {"Ingress": 0.1, "FaceStage": 0.1, "FluxReplica": 0.1}
-
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RunningService:
@@ -131,7 +129,7 @@ def serve_port() -> Iterator[int]:
         port = free_port()
         ray.init(
             address="local",
-            num_cpus=4,
+            num_cpus=8,  # two applications at a time, of up to four stages with a CPU each
             include_dashboard=False,
             object_store_memory=128 * 2**20,
             log_to_driver=False,
