@@ -32,6 +32,9 @@ DEFAULTS: dict[str, Any] = FAKE_SETTINGS | {
 """A fake engine of 10 ms a step behind the real face stage, and the stage that measures faces."""
 DEFAULTS["engine"] = {"kind": "fake", "step_s": 0.01, "device_name": "NVIDIA L40S"}
 
+SURELY_AT_WORK_S = 0.6
+"""After it was sent, a picture of 100 steps, which take a second, is being drawn, whatever titles say."""
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RunningService:
@@ -61,9 +64,20 @@ class RunningService:
         return {int(p.parent.name) for p in Path("/proc").glob("[0-9]*/cmdline") if title.fullmatch(title_of(p))}
 
     def busy_pids(self, deployment: str) -> set[int]:
-        """Those of them that answer a call now: Ray says so in their titles."""
+        """Those of them that answer a call now, as far as their titles tell: Ray writes the latest call there, and
+        takes it away when any call ends, so that a picture under a health check may be missing."""
         title = f"ray::ServeReplica:{self.app_name}:{deployment}.handle_request"
         return {int(p.parent.name) for p in Path("/proc").glob("[0-9]*/cmdline") if title_of(p).startswith(title)}
+
+    def idle_pids(self, deployment: str) -> set[int]:
+        """Those of them whose titles name no call."""
+        title = f"ray::ServeReplica:{self.app_name}:{deployment}"
+        return {int(p.parent.name) for p in Path("/proc").glob("[0-9]*/cmdline") if title_of(p) == title}
+
+    def wait_for_work(self, deployment: str) -> None:
+        """Return once a replica is at work on what it was just sent."""
+        with contextlib.suppress(AssertionError):  # its title may have been taken away
+            until(lambda: bool(self.busy_pids(deployment)), timeout_s=SURELY_AT_WORK_S)
 
     def replica_pid(self, deployment: str) -> int:
         """The process of its only replica, once those of an earlier deployment are gone."""

@@ -184,10 +184,10 @@ def test_no_log_of_anybody_holds_a_prompt_a_face_or_a_key(guarded: RunningServic
     events = guarded.draw(headers={**BEARER, "Accept": "text/event-stream"}, **marked)
     assert "event: done" in events.text
     with guarded.asking(headers={**BEARER, "X-Request-Id": "marked-gone"}, **marked, steps=100):
-        until(lambda: guarded.busy_pids(FLUX_REPLICA))
+        guarded.wait_for_work(FLUX_REPLICA)
     with concurrent.futures.ThreadPoolExecutor() as pool:
         drawing = pool.submit(draw, "marked-killed", steps=100)
-        until(lambda: guarded.busy_pids(FLUX_REPLICA))
+        guarded.wait_for_work(FLUX_REPLICA)
         os.kill(guarded.replica_pid(FLUX_REPLICA), signal.SIGKILL)
         assert drawing.result().status_code == 200
     until(lambda: guarded.client.get("/ready").status_code == 200)

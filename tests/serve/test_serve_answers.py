@@ -110,7 +110,7 @@ def test_a_caller_that_leaves_frees_the_engine(service: RunningService) -> None:
     before = service.metric("likeness_engine_sample_steps_total")
     for _ in range(3):
         with service.asking(steps=100):
-            until(lambda: service.busy_pids(FLUX_REPLICA))
+            service.wait_for_work(FLUX_REPLICA)
         until(lambda: not service.busy_pids(FLUX_REPLICA))
     until(lambda: service.metric("likeness_requests_total", outcome="cancelled") == cancelled + 3)
     until(lambda: service.metric("likeness_engine_requests_total", outcome="cancelled") == dropped + 3)

@@ -30,7 +30,7 @@ def test_a_picture_survives_the_death_of_its_replica(service: RunningService) ->
     replays = service.metric("likeness_replays_total", stage=FLUX_REPLICA)
     with concurrent.futures.ThreadPoolExecutor() as pool:
         drawing = pool.submit(service.draw, steps=100, seed=5)
-        until(lambda: service.busy_pids(FLUX_REPLICA) == {pid})
+        service.wait_for_work(FLUX_REPLICA)
         time.sleep(0.1)  # what is called there has begun to draw now, for almost a second more
         os.kill(pid, signal.SIGKILL)
         response = drawing.result()

@@ -7,13 +7,14 @@ import contextlib
 import os
 import signal
 import threading
+import time
 from collections.abc import Iterator
 
 import pytest
 
 from serve_app.quarantine import MAX_DEATHS
 from serve_app.stages import FLUX_REPLICA
-from tests.serve.conftest import RunningService, until
+from tests.serve.conftest import SURELY_AT_WORK_S, RunningService, until
 
 pytestmark = pytest.mark.serve
 
@@ -23,10 +24,20 @@ def deadly(service: RunningService) -> Iterator[set[int]]:
     """Kills every Flux replica as soon as it works on something; the processes that were killed."""
     killed: set[int] = set()
     stop = threading.Event()
+    idle_since_s: dict[int, float] = {}
+
+    def seem_idle_for_long() -> set[int]:
+        """What waits for a replica is sent to it as soon as it is up, also where its title does not show it."""
+        now_s, idle = time.monotonic(), service.idle_pids(FLUX_REPLICA)
+        for pid in idle_since_s.keys() - idle:
+            del idle_since_s[pid]
+        for pid in idle:
+            idle_since_s.setdefault(pid, now_s)
+        return {pid for pid, since_s in idle_since_s.items() if now_s - since_s > SURELY_AT_WORK_S}
 
     def kill() -> None:
         while not stop.wait(0.02):
-            for pid in service.busy_pids(FLUX_REPLICA) - killed:
+            for pid in (service.busy_pids(FLUX_REPLICA) | seem_idle_for_long()) - killed:
                 killed.add(pid)
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
