@@ -8,7 +8,6 @@ thread; everything else from the one thread that steps.
 from __future__ import annotations
 
 import dataclasses
-import math
 import threading
 from collections.abc import Callable, Sequence
 from typing import Generic, Literal, TypeVar
@@ -144,7 +143,7 @@ class Ledger(Generic[D]):
             new = self._candidate(entry)
             try:
                 self._check_deadline(new)
-                self._check_room(new, here, now_s)
+                self._check_room(new, here, queued_s)
             except EngineError:
                 self._count(num_refused=1)
                 raise
@@ -242,34 +241,28 @@ class Ledger(Generic[D]):
     # -- the caller holds the lock ---------------------------------------------------------------------------------
 
     def _check_deadline(self, new: Candidate) -> None:
-        max_wait_s = math.inf if new.deadline_s is None else new.deadline_s - new.arrival_s
-        if new.remaining_device_s > max_wait_s:
+        if new.remaining_device_s > new.max_wait_s:
             raise DeadlineExceededError(
                 f"this picture alone takes about {new.remaining_device_s:.1f} s here, more than max_wait_s "
-                f"({max_wait_s:g}); allow more time, or ask for fewer steps or a smaller picture"
+                f"({new.max_wait_s:g}); allow more time, or ask for fewer steps or a smaller picture"
             )
 
-    def _check_room(self, new: Candidate, here: Sequence[Candidate], now_s: float) -> None:
+    def _check_room(self, new: Candidate, here: Sequence[Candidate], queued_s: float) -> None:
         """One request is always taken. The others are told when they would be, if nobody else came: work drains by a
         second a second, or faster where requests share steps."""
         if not here:
             return
-        max_wait_s = math.inf if new.deadline_s is None else new.deadline_s - now_s
+        room_s = min(self._max_queued_device_s - new.remaining_device_s, self._policy.surely_met_beside_s(new))
         waiting = [other.remaining_device_s for other in here if not other.is_started]
-        queued_s = sum(other.remaining_device_s for other in here)
         if len(waiting) >= self._max_waiting:
             reason = f"{len(waiting)} requests wait here already"
+            room_s = min(room_s, sum(waiting))  # with less work than that here, one of them has started
         elif queued_s + new.remaining_device_s > self._max_queued_device_s:
             reason = f"about {queued_s:.0f} s of work wait here already"
-        elif self._policy.lateness_s(new, here, now_s) > 0.0:
-            reason = f"too much work is here to finish this picture within max_wait_s ({max_wait_s:g})"
+        elif self._policy.lateness_s(new, here, new.arrival_s) > 0.0:
+            reason = f"too much work is here to finish this picture within max_wait_s ({new.max_wait_s:g})"
         else:
             return
-        room_s = min(
-            self._max_queued_device_s - new.remaining_device_s, self._policy.surely_met_beside_s(new, max_wait_s)
-        )
-        if len(waiting) >= self._max_waiting:
-            room_s = min(room_s, sum(waiting))  # with less than that, one of them has started
         retry_after_s = max(MIN_RETRY_AFTER_S, queued_s - max(0.0, room_s))
         raise EngineBusyError(f"{reason}; try again in {retry_after_s:.1f} s", retry_after_s)
 

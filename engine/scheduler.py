@@ -82,6 +82,11 @@ class Candidate:
         """Tokens over all rows: what a step is charged by."""
         return self.num_rows * self.num_tokens_per_row
 
+    @property
+    def max_wait_s(self) -> float:
+        """From its arrival to its deadline; infinite without one."""
+        return math.inf if self.deadline_s is None else self.deadline_s - self.arrival_s
+
 
 class SchedulingPolicy(Protocol):
     """Chooses before every step. Candidates always come in order of arrival."""
@@ -98,8 +103,8 @@ class SchedulingPolicy(Protocol):
         """By how much ``new``, or somebody because of it, would miss a deadline; not above 0 where all are met."""
         ...
 
-    def surely_met_beside_s(self, new: Candidate, max_wait_s: float) -> float:
-        """Work that may be here, whosever it is, with ``new`` ending within ``max_wait_s`` and nobody late for it."""
+    def surely_met_beside_s(self, new: Candidate) -> float:
+        """Work that may be here, whosever it is, with ``new`` ending within its wait and nobody late for it."""
         ...
 
 
@@ -127,9 +132,9 @@ class _InOrder:
         ends_s = now_s + (1 + MARGIN) * (self.ahead_s(new, candidates) + new.remaining_device_s)
         return ends_s - new.deadline_s
 
-    def surely_met_beside_s(self, new: Candidate, max_wait_s: float) -> float:
+    def surely_met_beside_s(self, new: Candidate) -> float:
         """What lateness leaves."""
-        return max_wait_s / (1 + MARGIN) - new.remaining_device_s
+        return new.max_wait_s / (1 + MARGIN) - new.remaining_device_s
 
 
 class FirstCome(_InOrder):
@@ -218,9 +223,9 @@ class ShortestRemaining:
                 lateness_s = max(lateness_s, now_s + (1 + self._margin) * work_s - due_s)
         return lateness_s
 
-    def surely_met_beside_s(self, new: Candidate, max_wait_s: float) -> float:
+    def surely_met_beside_s(self, new: Candidate) -> float:
         """If all of it were due before: that leaves no less time to those who are due after."""
-        return (max_wait_s - (1 + self._margin) * new.remaining_device_s) / (1 + max(RESERVE, self._margin))
+        return (new.max_wait_s - (1 + self._margin) * new.remaining_device_s) / (1 + max(RESERVE, self._margin))
 
     def _due_s(self, candidate: Candidate, now_s: float) -> float:
         due_s = candidate.arrival_s + self._stretch * (candidate.first_come_s - candidate.arrival_s)

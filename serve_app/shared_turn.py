@@ -16,9 +16,9 @@ from ray._private import state  # what ray.util.state gives would need the dashb
 from ray.exceptions import RayError
 from ray.experimental import internal_kv
 
-logger = logging.getLogger(__name__)
+from serve_app.head_actor import NAMESPACE
 
-NAMESPACE: Final = "likeness"
+logger = logging.getLogger(__name__)
 
 LOOK_EVERY_S: Final = 0.25
 """Turns are for drawings, which take seconds."""

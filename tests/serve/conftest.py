@@ -60,19 +60,20 @@ class RunningService:
 
     def replica_pids(self, deployment: str) -> set[int]:
         """Processes of a deployment's replicas. The application's name is unique on this machine."""
-        title = re.compile(rf"ray::ServeReplica:{self.app_name}:{deployment}(\..*)?")  # and what it is doing
-        return {int(p.parent.name) for p in Path("/proc").glob("[0-9]*/cmdline") if title.fullmatch(title_of(p))}
+        return self._pids(deployment, r"(\..*)?")  # and what it is doing
 
     def busy_pids(self, deployment: str) -> set[int]:
         """Those of them that answer a call now, as far as their titles tell: Ray writes the latest call there, and
         takes it away when any call ends, so that a picture under a health check may be missing."""
-        title = f"ray::ServeReplica:{self.app_name}:{deployment}.handle_request"
-        return {int(p.parent.name) for p in Path("/proc").glob("[0-9]*/cmdline") if title_of(p).startswith(title)}
+        return self._pids(deployment, r"\.handle_request.*")
 
     def idle_pids(self, deployment: str) -> set[int]:
         """Those of them whose titles name no call."""
-        title = f"ray::ServeReplica:{self.app_name}:{deployment}"
-        return {int(p.parent.name) for p in Path("/proc").glob("[0-9]*/cmdline") if title_of(p) == title}
+        return self._pids(deployment, "")
+
+    def _pids(self, deployment: str, doing: str) -> set[int]:
+        title = re.compile(rf"ray::ServeReplica:{self.app_name}:{deployment}{doing}")
+        return {int(p.parent.name) for p in Path("/proc").glob("[0-9]*/cmdline") if title.fullmatch(title_of(p))}
 
     def wait_for_work(self, deployment: str) -> None:
         """Return once a replica is at work on what it was just sent."""
