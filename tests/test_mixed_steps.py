@@ -132,6 +132,9 @@ class AnyPolicy:
     def lateness_s(self, new: Candidate, candidates: Sequence[Candidate], now_s: float) -> float:
         return 0.0
 
+    def surely_met_beside_s(self, new: Candidate) -> float:
+        return 0.0
+
 
 @st.composite
 def any_request(draw: st.DrawFn) -> ImageRequest:
