@@ -106,6 +106,19 @@ class RequestWork:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class Price:
+    """Seconds of one request's stages, alone on the device: encoding, each of its steps, decoding."""
+
+    encode_s: float
+    step_s: float
+    decode_s: float
+
+    def seconds_from(self, num_steps_left: int) -> float:
+        """What is left of it once it is encoded."""
+        return num_steps_left * self.step_s + self.decode_s
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class CostModel:
     """Prices of one model on one device. See the module's docstring."""
 
@@ -144,15 +157,22 @@ class CostModel:
         """Turning latents into a picture."""
         return self.decode.seconds(decode_features(num_pixels))
 
+    def price(self, work: RequestWork) -> Price:
+        """A request's stages, each by itself."""
+        return Price(
+            encode_s=self.text_seconds(work.num_prompts) + self.vision_seconds(work.num_references),
+            step_s=self.step_seconds(work.row_tokens),
+            decode_s=self.decode_seconds(work.num_pixels),
+        )
+
     def request_seconds(self, work: RequestWork) -> float:
         """A whole request, alone on the device."""
-        encode_s = self.text_seconds(work.num_prompts) + self.vision_seconds(work.num_references)
-        return encode_s + self.remaining_seconds(work, num_steps_done=0)
+        price = self.price(work)
+        return price.encode_s + price.seconds_from(work.num_steps)
 
     def remaining_seconds(self, work: RequestWork, *, num_steps_done: int) -> float:
         """What is left of a request that is encoded already, alone on the device."""
-        num_left = work.num_steps - num_steps_done
-        return num_left * self.step_seconds(work.row_tokens) + self.decode_seconds(work.num_pixels)
+        return self.price(work).seconds_from(work.num_steps - num_steps_done)
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON holds it."""

@@ -7,13 +7,14 @@ thread; everything else from the one thread that steps.
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import threading
 from collections.abc import Callable, Sequence
-from typing import Generic, Literal, TypeVar
+from typing import Any, Generic, Literal, TypeVar
 
 from engine.cost_meter import CostMeter
-from engine.cost_model import RequestWork
+from engine.cost_model import Price, RequestWork
 from engine.errors import (
     DeadlineExceededError,
     EngineBusyError,
@@ -48,6 +49,7 @@ class Entry(Generic[D]):
         device_s: what it is charged for so far.
         is_cancelled: whether it ends before the next step.
         drawing: the engine's own state for it, from its first step on.
+        candidate: as the policy sees it; None where that has changed.
     """
 
     request: ImageRequest
@@ -63,6 +65,7 @@ class Entry(Generic[D]):
     device_s: float = 0.0
     is_cancelled: bool = False
     drawing: D | None = None
+    candidate: Candidate | None = None
 
     @property
     def is_drawn(self) -> bool:
@@ -115,7 +118,9 @@ class Ledger(Generic[D]):
         self._clock = clock
         self._lock = threading.Lock()  # guards everything below; held for moments
         self._entries: dict[str, Entry[D]] = {}  # in order of arrival
-        self._stats = EngineStats(max_step_tokens=budget.max_tokens)
+        self._counts: dict[str, Any] = collections.defaultdict(int)  # fields of EngineStats
+        self._priced_by = meter.model
+        self._prices: dict[RequestWork, Price] = {}  # many of a queue are alike
         self._stopped: EngineStoppedError | None = None
 
     # -- from any thread -------------------------------------------------------------------------------------------
@@ -135,7 +140,8 @@ class Ledger(Generic[D]):
                 raise InvalidRequestError(f"request id {request.request_id} is already in the engine")
             now_s = self._clock()
             here = self._candidates()
-            own_s = self._meter.model.request_seconds(work)
+            price = self._price(work)
+            own_s = price.encode_s + price.seconds_from(work.num_steps)
             queued_s = sum(candidate.remaining_device_s for candidate in here)
             entry: Entry[D] = Entry(
                 request=request, size=size, work=work, arrival_s=now_s, first_come_s=now_s + queued_s + own_s
@@ -180,8 +186,9 @@ class Ledger(Generic[D]):
         """Counters, and what is here."""
         with self._lock:
             num_waiting = self._num_waiting()
-            return dataclasses.replace(
-                self._stats,
+            return EngineStats(
+                **self._counts,
+                max_step_tokens=self._budget.max_tokens,
                 num_waiting=num_waiting,
                 num_running=len(self._entries) - num_waiting,
                 queued_device_s=sum(candidate.remaining_device_s for candidate in self._candidates()),
@@ -198,7 +205,8 @@ class Ledger(Generic[D]):
             chosen = self._policy.choose(self._candidates(), self._budget, now_s)
             entries = [self._entries[candidate.request_id] for candidate in chosen]
             for entry in entries:
-                entry.started_s = now_s if entry.started_s is None else entry.started_s
+                if entry.started_s is None:
+                    entry.started_s, entry.candidate = now_s, None
             return failed, entries
 
     def charge(self, entry: Entry[D], stage: Stage, seconds: float) -> None:
@@ -215,6 +223,7 @@ class Ledger(Generic[D]):
             self._meter.observe_step(row_tokens, step_s)
             for entry in entries:
                 entry.num_steps_done += 1
+                entry.candidate = None
                 self._charge(entry, "denoise", step_s * entry.num_step_tokens / sum(row_tokens))
             self._count(num_steps=1, num_sample_steps=len(entries), num_step_tokens=sum(row_tokens))
         return [
@@ -292,23 +301,40 @@ class Ledger(Generic[D]):
         return Failed(request_id=entry.request.request_id, error=error)
 
     def _candidates(self) -> list[Candidate]:
-        return [self._candidate(entry) for entry in self._entries.values()]
+        """Everybody. Made anew only where something changed: a queue may be long, and steps are many."""
+        self._reprice()
+        return [entry.candidate or self._candidate(entry) for entry in self._entries.values()]
 
     def _candidate(self, entry: Entry[D]) -> Candidate:
-        model, work = self._meter.model, entry.work
-        remaining_s = model.remaining_seconds(work, num_steps_done=entry.num_steps_done)
-        return Candidate(
+        work, price = entry.work, self._price(entry.work)
+        left_s = price.seconds_from(work.num_steps - entry.num_steps_done)
+        is_started = entry.started_s is not None
+        entry.candidate = Candidate(
             request_id=entry.request.request_id,
             arrival_s=entry.arrival_s,
-            remaining_device_s=remaining_s if entry.started_s is not None else model.request_seconds(work),
+            remaining_device_s=left_s if is_started else price.encode_s + left_s,
             first_come_s=entry.first_come_s,
             num_rows=work.num_rows,
             num_tokens_per_row=work.num_tokens_per_row,
             num_steps=work.num_steps,
-            is_started=entry.started_s is not None,
+            is_started=is_started,
             priority=entry.request.priority,
             deadline_s=entry.deadline_s,
         )
+        return entry.candidate
+
+    def _reprice(self) -> None:
+        """The model is another one after every measured step."""
+        if self._priced_by is not (model := self._meter.model):
+            self._priced_by = model
+            self._prices.clear()
+            for entry in self._entries.values():
+                entry.candidate = None
+
+    def _price(self, work: RequestWork) -> Price:
+        if work not in self._prices:
+            self._prices[work] = self._priced_by.price(work)
+        return self._prices[work]
 
     def _num_waiting(self) -> int:
         return sum(entry.started_s is None for entry in self._entries.values())
@@ -318,5 +344,5 @@ class Ledger(Generic[D]):
         self._count(**{"device_s": seconds, f"{stage}_s": seconds})
 
     def _count(self, **increments: float) -> None:
-        values = {name: getattr(self._stats, name) + by for name, by in increments.items()}
-        self._stats = dataclasses.replace(self._stats, **values)
+        for name, by in increments.items():
+            self._counts[name] += by

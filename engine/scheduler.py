@@ -8,13 +8,15 @@ a few megabytes.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import operator
+from collections.abc import Callable, Iterable, Sequence
 from typing import Literal, Protocol
 
 PolicyName = Literal["shortest_remaining", "first_come", "static_batches"]
 
-StepSeconds = Callable[[Sequence[int]], float]
+StepSeconds = Callable[[tuple[int, ...]], float]
 """Predicted seconds of a step over rows of so many tokens (:meth:`engine.cost_model.CostModel.step_seconds`)."""
 
 STRETCH = 2.75
@@ -194,15 +196,18 @@ class ShortestRemaining:
 
     def choose(self, candidates: Sequence[Candidate], budget: StepBudget, now_s: float) -> list[Candidate]:
         """By rank where everybody can still be done when due, else what makes the latest least late."""
-        due_s = {candidate.request_id: self._due_s(candidate, now_s) for candidate in candidates}
-        by_due = sorted(candidates, key=lambda candidate: due_s[candidate.request_id])
-        by_rank = self._riding_together(
-            sorted(candidates, key=lambda one: (_is_hopeless(one, now_s), _rank(one))), budget
-        )
-        if self._latest_s(by_rank, by_due, due_s, now_s) <= 0.0:
+        if len(candidates) < 2:
+            return list(candidates)
+        step_seconds = functools.cache(self._step_seconds)  # many here are alike
+        by_due = sorted(((self._due_s(one, now_s), one) for one in candidates), key=operator.itemgetter(0))
+        order = sorted(candidates, key=_rank)
+        order.sort(key=lambda one: _is_hopeless(one, now_s))
+        by_rank = _riding_together(order, budget, step_seconds)
+        if self._latest_s(by_rank, by_due, now_s, step_seconds) <= 0.0:
             return by_rank
-        options = (by_rank, self._riding_together(by_due, budget), by_due[:1])
-        return min(options, key=lambda chosen: max(0.0, self._latest_s(chosen, by_due, due_s, now_s)))
+        due_first = [one for _, one in by_due]
+        options = (by_rank, _riding_together(due_first, budget, step_seconds), due_first[:1])
+        return min(options, key=lambda chosen: max(0.0, self._latest_s(chosen, by_due, now_s, step_seconds)))
 
     def ahead_s(self, new: Candidate, candidates: Sequence[Candidate]) -> float:
         """The work of those that rank before it."""
@@ -233,40 +238,54 @@ class ShortestRemaining:
             return due_s
         return min(due_s, candidate.deadline_s)
 
-    def _riding_together(self, order: Iterable[Candidate], budget: StepBudget) -> list[Candidate]:
-        """The first in order, and who fits and pays for its seat."""
-        crowd = list(order)
-        riding: list[Candidate] = []
-        row_tokens: tuple[int, ...] = ()
-        step_s = 0.0
-        for candidate in crowd:
-            together = (*row_tokens, *candidate.row_tokens)
-            if riding and not _fits(together, budget):
-                continue
-            together_s = self._step_seconds(together)
-            added_s = together_s - step_s
-            saved_s = self._step_seconds(candidate.row_tokens) - added_s
-            num_gaining = min(len(crowd) - len(riding), MAX_COUNTED)
-            if riding and num_gaining * saved_s < len(riding) ** 2 * added_s:
-                continue
-            riding.append(candidate)
-            row_tokens, step_s = together, together_s
-        return riding
-
     def _latest_s(
-        self, chosen: Sequence[Candidate], by_due: Sequence[Candidate], due_s: Mapping[str, float], now_s: float
+        self,
+        chosen: Sequence[Candidate],
+        by_due: Sequence[tuple[float, Candidate]],
+        now_s: float,
+        step_seconds: StepSeconds,
     ) -> float:
         """How late the latest will be if those chosen take a step and then due times are followed."""
-        riding = {candidate.request_id for candidate in chosen}
-        then_s = now_s + self._step_seconds([num for candidate in chosen for num in candidate.row_tokens])
+        done_s = {one.request_id: step_seconds(one.row_tokens) for one in chosen}
+        then_s = now_s + step_seconds(tuple(num for one in chosen for num in one.row_tokens))
+        factor = 1 + self._margin
         work_s = 0.0
         latest_s = -math.inf
-        for candidate in by_due:
-            work_s += candidate.remaining_device_s
-            if candidate.request_id in riding:
-                work_s -= self._step_seconds(candidate.row_tokens)
-            latest_s = max(latest_s, then_s + (1 + self._margin) * work_s - due_s[candidate.request_id])
+        for due_s, one in by_due:
+            work_s += one.remaining_device_s
+            if one.request_id in done_s:
+                work_s -= done_s[one.request_id]
+            late_s = then_s + factor * work_s - due_s
+            if late_s > latest_s:
+                latest_s = late_s
         return latest_s
+
+
+def _riding_together(order: Sequence[Candidate], budget: StepBudget, step_seconds: StepSeconds) -> list[Candidate]:
+    """The first in order, and who fits and pays for its seat."""
+    riding: list[Candidate] = []
+    row_tokens: tuple[int, ...] = ()
+    step_s = 0.0
+    left_out: set[tuple[int, int]] = set()  # beside those who ride now, nobody of such a shape fits and pays
+    for candidate in order:
+        shape = (candidate.num_rows, candidate.num_tokens_per_row)
+        if shape in left_out:
+            continue
+        together = (*row_tokens, *candidate.row_tokens)
+        if riding:
+            if not _fits(together, budget):
+                left_out.add(shape)
+                continue
+            added_s = step_seconds(together) - step_s
+            saved_s = step_seconds(candidate.row_tokens) - added_s
+            num_gaining = min(len(order) - len(riding), MAX_COUNTED)
+            if num_gaining * saved_s < len(riding) ** 2 * added_s:
+                left_out.add(shape)
+                continue
+        riding.append(candidate)
+        row_tokens, step_s = together, step_seconds(together)
+        left_out.clear()
+    return riding
 
 
 def _rank(candidate: Candidate) -> float:

@@ -11,7 +11,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from engine.cost_model import CostModel, LinearCost
-from engine.scheduler import Candidate, PolicyName, SchedulingPolicy, ShortestRemaining, StepBudget, make_policy
+from engine.scheduler import (
+    Candidate,
+    PolicyName,
+    SchedulingPolicy,
+    ShortestRemaining,
+    StepBudget,
+    StepSeconds,
+    make_policy,
+)
+from tests.oracles import shortest_remaining
 
 POLICIES: tuple[PolicyName, ...] = ("shortest_remaining", "first_come", "static_batches")
 COST = dataclasses.replace(CostModel.simple(), step=LinearCost.of(0.02, 0.001, 0.0001, 1e-9))
@@ -146,6 +155,38 @@ def test_nobody_ends_later_than_the_stated_bound(day: list[Job], budget: StepBud
     for job in day:
         allowed_s = stretch * (result.first_come_s[job.name] - job.arrival_s)
         assert result.ended_s[job.name] - job.arrival_s <= allowed_s * (1 + 1e-9)
+
+
+requests = st.builds(
+    Candidate,
+    request_id=st.just(""),
+    arrival_s=st.floats(-100.0, 0.0),
+    remaining_device_s=st.floats(0.05, 20.0),
+    first_come_s=st.floats(0.1, 60.0),
+    num_rows=st.integers(1, 2),
+    num_tokens_per_row=st.sampled_from((300, 1500, 4600)),
+    num_steps=st.just(20),
+    priority=st.integers(0, 2),
+    deadline_s=st.none() | st.floats(0.1, 60.0),
+)
+queues = (st.lists(requests, max_size=4) | st.lists(requests, min_size=15, max_size=30)).map(
+    lambda queue: [dataclasses.replace(one, request_id=f"r{i}") for i, one in enumerate(queue)]
+)
+STEPS: tuple[StepSeconds, ...] = (
+    COST.step_seconds,
+    dataclasses.replace(COST, step=LinearCost.of(0.02, 0.001, 0.0, 1e-9)).step_seconds,
+    lambda rows: 0.3 if len(rows) == 2 else 0.1,  # who does not pay beside one may pay beside three
+)
+
+
+@given(queue=queues, budget=budgets, stretched=st.sampled_from((1.0, 10.0, 100.0)), step_seconds=st.sampled_from(STEPS))
+def test_who_is_chosen_is_who_the_definition_says(
+    queue: list[Candidate], budget: StepBudget, stretched: float, step_seconds: StepSeconds
+) -> None:
+    """Whatever is remembered or skipped for the sake of speed. Queues in which nobody is late, some are, or all."""
+    queue = [dataclasses.replace(one, first_come_s=stretched * one.first_come_s) for one in queue]
+    chosen = ShortestRemaining(step_seconds).choose(queue, budget, 0.0)
+    assert chosen == shortest_remaining.choose(queue, budget, 0.0, step_seconds)
 
 
 @given(day=jobs, budget=budgets)

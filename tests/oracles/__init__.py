@@ -1,1 +1,1 @@
-"""Other people's implementations of what we compute, fed with our weights."""
+"""What we compute, computed another way: by other people's code fed with our weights, or as a plain definition."""
