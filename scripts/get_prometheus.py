@@ -14,15 +14,14 @@ FOLDER = Path(__file__).resolve().parent.parent / ".prometheus"
 PROGRAMS = ("prometheus", "promtool")
 
 
-def main():
+def main() -> int:
     """Fetch and unpack."""
     if all(shutil.which(name) or (FOLDER / "usr/bin" / name).exists() for name in PROGRAMS):
         return 0
-    tools = [shutil.which(name) for name in ("apt-get", "dpkg-deb")]
-    if None in tools:
+    apt_get, dpkg_deb = shutil.which("apt-get"), shutil.which("dpkg-deb")
+    if apt_get is None or dpkg_deb is None:
         print("This machine has no apt-get: install Prometheus, so that `prometheus` and `promtool` are in PATH.")
         return 1
-    apt_get, dpkg_deb = tools
     FOLDER.mkdir(exist_ok=True)
     fetched = fetch(apt_get)
     if not fetched:  # the lists of packages may be old, or none; only root can renew them
@@ -36,7 +35,7 @@ def main():
     return 0
 
 
-def fetch(apt_get):
+def fetch(apt_get: str) -> "Path | None":
     """The package's file; None where it was not to be had."""
     subprocess.run([apt_get, "download", "prometheus"], check=False, cwd=FOLDER, stdout=subprocess.DEVNULL)
     return next(FOLDER.glob("prometheus_*.deb"), None)

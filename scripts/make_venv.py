@@ -1,7 +1,8 @@
 """Makes .venv with the pinned dependencies, once: `python3 scripts/make_venv.py [--dev]`.
 
-Runs on whatever Python 3 the machine has (so: the standard library, and syntax that Python 3.6 reads), finds one that
-the project supports, and does nothing when .venv already is what pyproject.toml and constraints.txt ask for.
+Runs on whatever Python 3 the machine has (so: the standard library, syntax that Python 3.6 reads, and quotes around the
+types that it does not know), finds one that the project supports, and does nothing when .venv already is what
+pyproject.toml and constraints.txt ask for.
 """
 # ruff: noqa: S603, T201  (its arguments are its own; printing is what it is for)
 
@@ -28,9 +29,10 @@ print(json.dumps([sys.version_info[:2]] + [util.find_spec(m) is not None for m i
 class Interpreter:
     """A Python and what it has; ``version`` is None where it does not run."""
 
-    def __init__(self, path):
-        self.path = str(path)
-        self.version, self.has_venv, self.has_ensurepip, self.has_pip = None, False, False, False
+    def __init__(self, path: str) -> None:
+        self.path = path
+        self.version: tuple[int, ...] | None = None
+        self.has_venv, self.has_ensurepip, self.has_pip = False, False, False
         try:
             about = subprocess.check_output([self.path, "-c", ABOUT], stderr=subprocess.DEVNULL)
         except (OSError, subprocess.CalledProcessError):
@@ -38,11 +40,11 @@ class Interpreter:
         version, self.has_venv, self.has_ensurepip, self.has_pip = json.loads(about.decode())
         self.version = tuple(version)
 
-    def dotted(self):
+    def dotted(self) -> str:
         """``3.11``."""
         return ".".join(map(str, self.version or ()))
 
-    def trouble(self):
+    def trouble(self) -> str:
         """Why it can't be used; empty where it can."""
         name = f"Python {self.dotted()} ({self.path})"
         if self.version not in VERSIONS:
@@ -52,7 +54,7 @@ class Interpreter:
         return ""
 
 
-def main():
+def main() -> None:
     """Make, complete or leave the environment."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--dev", action="store_true", help="with what tests and linters need")
@@ -72,9 +74,9 @@ def main():
     say("The environment is ready.")
 
 
-def find_python(asked):
+def find_python(asked: str) -> Interpreter:
     """The first interpreter of a supported version that can make environments."""
-    troubles = []
+    troubles: list[str] = []
     for name in [asked] if asked else [sys.executable, *CANDIDATES]:
         path = shutil.which(name)
         python = Interpreter(path) if path else None
@@ -86,14 +88,13 @@ def find_python(asked):
         if trouble not in troubles:
             troubles.append(trouble)
     found = "; ".join(troubles) or f"no Python {asked} that runs"
-    fail(
+    raise failure(
         f"Likeness needs Python 3.11 or 3.12 with venv and pip. Found: {found}.\n"
         "Install one, or name the one to use: make PYTHON=/path/to/python3.11 …"
     )
-    return None
 
 
-def make_venv(outer):
+def make_venv(outer: Interpreter) -> None:
     """An empty environment in .venv, whatever was there."""
     say(f"Making .venv with Python {outer.dotted()} …")
     # Debian's python3 and python3-pip come without ensurepip; then the outer pip installs into the environment.
@@ -101,7 +102,7 @@ def make_venv(outer):
     run([outer.path, "-m", "venv", "--clear", *without_pip, str(VENV)])
 
 
-def install(outer, is_dev):
+def install(outer: Interpreter, is_dev: bool) -> None:
     """The project, editable, and its dependencies at the versions of constraints.txt."""
     inner = venv_python()
     pip = [inner, "-m", "pip"] if Interpreter(inner).has_pip else [outer.path, "-m", "pip", "--python", inner]
@@ -113,20 +114,21 @@ def install(outer, is_dev):
     subprocess.call([inner, "-m", "compileall", "-q", "-q", "-j", "0", str(VENV / "lib")])
 
 
-def venv_python():
+def venv_python() -> str:
     """The environment's interpreter, there or not."""
     return str(VENV / "bin" / "python")
 
 
-def read_stamp():
+def read_stamp() -> "dict[str, object]":
     """What a finished install wrote down; empty where there is none."""
     try:
-        return json.loads(STAMP.read_text(encoding="utf-8"))
+        stamp: dict[str, object] = json.loads(STAMP.read_text(encoding="utf-8"))
+        return stamp
     except (OSError, ValueError):
         return {}
 
 
-def fingerprint():
+def fingerprint() -> str:
     """Changes when what is to be installed changes."""
     digest = hashlib.sha256()
     for name in ("pyproject.toml", "constraints.txt"):
@@ -134,21 +136,21 @@ def fingerprint():
     return digest.hexdigest()
 
 
-def run(command):
+def run(command: "list[str]") -> None:
     """Run a command, its output shown; end here where it fails."""
     status = subprocess.call(command)
     if status:
-        fail(f"This failed with status {status}: {' '.join(command)}")
+        raise failure(f"This failed with status {status}: {' '.join(command)}")
 
 
-def say(text):
+def say(text: str) -> None:
     """Tell people what is going on."""
     print(text, flush=True)
 
 
-def fail(text):
-    """End with a message."""
-    sys.exit("\n" + text)
+def failure(text: str) -> SystemExit:
+    """What ends this program with a message."""
+    return SystemExit("\n" + text)
 
 
 if __name__ == "__main__":

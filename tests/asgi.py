@@ -9,7 +9,7 @@ import functools
 import io
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import httpx
@@ -19,6 +19,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from engine.fake import FakeEngine
 from engine.profile import ModelProfile, load_profile
+from serve_app.errors import StageUnavailableError
 from serve_app.face_stage import FaceStage, open_tools
 from serve_app.flux_replica import FluxReplica, OpenEngine
 from serve_app.ingress import make_app
@@ -26,13 +27,16 @@ from serve_app.metrics.ingress import IngressMetrics
 from serve_app.metrics.ledger import Ledger, LocalExchange
 from serve_app.metrics.recorder import Recorder
 from serve_app.sample import SAMPLE_FACE_URL
-from serve_app.settings import AppSettings
+from serve_app.settings import AppSettings, FakeEngineSettings
 from serve_app.stages import (
     DEPLOYMENTS,
+    IDENTITY_STAGE,
     DrawJob,
     DrawResult,
     FaceJob,
     FaceResult,
+    IdentityJob,
+    IdentityResult,
     OnDrawEvent,
     StageStarting,
     StageStatus,
@@ -70,6 +74,11 @@ def body(**changes: Any) -> dict[str, Any]:
     return {name: value for name, value in (fields | changes).items() if value is not ...}
 
 
+async def no_identity(job: IdentityJob) -> IdentityResult:
+    """What an application without that stage answers."""
+    raise StageUnavailableError(f"this application has no {IDENTITY_STAGE}")
+
+
 @dataclasses.dataclass(kw_only=True)
 class StagesInProcess:
     """A :class:`serve_app.stages.Backend`: the real stages, the replica's around a fake engine.
@@ -78,6 +87,7 @@ class StagesInProcess:
         prepare_error, draw_error: raised instead of an answer.
         not_ready: stages that say so.
         being_started: the stage that requests are told to wait for.
+        identity: the stage that measures faces; none by default.
     """
 
     engine: FakeEngine
@@ -87,6 +97,7 @@ class StagesInProcess:
     draw_error: BaseException | None = None
     not_ready: frozenset[str] = frozenset()
     being_started: StageStarting | None = None
+    identity: Callable[[IdentityJob], Awaitable[IdentityResult]] = no_identity
     drawn: list[DrawJob] = dataclasses.field(default_factory=list)
     prepared: list[FaceJob] = dataclasses.field(default_factory=list)
 
@@ -101,6 +112,9 @@ class StagesInProcess:
         if self.draw_error is not None:
             raise self.draw_error
         return await self.replica.draw(job, on_event)
+
+    async def identify(self, job: IdentityJob) -> IdentityResult:
+        return await self.identity(job)
 
     async def starting(self) -> StageStarting | None:
         return self.being_started
@@ -138,7 +152,8 @@ def with_service(test: Callable[[Service], Any], *, held: HeldSteps | None = Non
     async def run() -> None:
         settings = AppSettings.model_validate(FAKE_SETTINGS | changes)
         profile = settings.load_profile()
-        assert settings.engine.kind == "fake"
+        assert isinstance(settings.engine, FakeEngineSettings)
+        device_name = settings.engine.device_name
         engine_settings = settings.engine.model_dump(exclude={"kind", "device_name", "max_step_s"})
         engine = FakeEngine(profile, **engine_settings, sleep=sleep, clock=clock)
         tools = functools.partial(
@@ -146,9 +161,7 @@ def with_service(test: Callable[[Service], Any], *, held: HeldSteps | None = Non
         )
         face_stage = FaceStage(tools, cache_bytes=settings.face.cache_bytes)
         recorder = Recorder()
-        replica = FluxReplica(
-            lambda: OpenEngine(engine=engine, device_name=settings.engine.device_name), lambda: recorder
-        )
+        replica = FluxReplica(lambda: OpenEngine(engine=engine, device_name=device_name), lambda: recorder)
         stages = StagesInProcess(engine=engine, face_stage=face_stage, replica=replica)
         exchange = LocalExchange(Ledger(clock=time.monotonic), others=[recorder.report])
         metrics = IngressMetrics(exchange=exchange)

@@ -6,6 +6,7 @@ import asyncio
 import json
 import logging
 import re
+from collections.abc import MutableMapping
 from pathlib import Path
 from typing import Any
 
@@ -102,7 +103,7 @@ def test_no_byte_of_a_body_is_read_without_a_key(key_file: str) -> None:
 
         statuses = []
 
-        async def send(message: dict[str, Any]) -> None:
+        async def send(message: MutableMapping[str, Any]) -> None:
             statuses.append(message.get("status"))
 
         headers = [(b"content-type", b"application/json"), (b"content-length", b"29000000")]

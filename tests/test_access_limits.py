@@ -164,7 +164,7 @@ def enter(limiter: Limiter, visit: str, client: str = "a", **limits: Any) -> Ref
 
 def test_each_client_has_limits_of_its_own() -> None:
     one = limiter(Clock())
-    limits = {"requests_per_minute": 60.0, "burst": 2}
+    limits: dict[str, Any] = {"requests_per_minute": 60.0, "burst": 2}
     assert [enter(one, v, **limits) is None for v in "xyz"] == [True, True, False]
     assert enter(one, "other", client="b", **limits) is None
 
@@ -172,7 +172,7 @@ def test_each_client_has_limits_of_its_own() -> None:
 def test_a_refusal_names_its_limit_and_counts_for_nothing() -> None:
     clock = Clock()
     one = limiter(clock)
-    limits = {"requests_per_minute": 60.0, "burst": 1, "max_concurrent": 1}
+    limits: dict[str, Any] = {"requests_per_minute": 60.0, "burst": 1, "max_concurrent": 1}
     assert enter(one, "x", **limits) is None
     for n in range(20):
         refusal = enter(one, f"refused{n}", **limits)
@@ -189,7 +189,8 @@ def test_a_refusal_names_its_limit_and_counts_for_nothing() -> None:
 @given(moves=st.lists(st.tuples(st.sampled_from(["enter", "leave", "wait"]), st.integers(0, 9)), max_size=60))
 def test_never_more_requests_at_work_than_allowed(moves: list[tuple[str, int]]) -> None:
     clock = Clock()
-    one, at_work = limiter(clock), set()
+    one = limiter(clock)
+    at_work: set[str] = set()
     for move, n in moves:
         if move == "enter" and str(n) not in at_work:
             is_in = enter(one, str(n), max_concurrent=3) is None
@@ -226,7 +227,7 @@ def test_predictions_come_from_finished_work() -> None:
 def test_a_used_up_quota_refuses_before_the_body_is_read() -> None:
     clock = Clock()
     one = limiter(clock)
-    limits = {"device_s": 5.0, "window_s": 60.0}
+    limits: dict[str, Any] = {"device_s": 5.0, "window_s": 60.0}
     assert enter(one, "x", **limits) is None
     one.leave("x", device_s=6.0, work=1.0)
     clock.now_s += 20.0
@@ -240,7 +241,7 @@ def test_a_used_up_quota_refuses_before_the_body_is_read() -> None:
 def test_a_request_that_is_abandoned_costs_nothing_and_teaches_nothing() -> None:
     clock = Clock()
     one = limiter(clock)
-    limits = {"device_s": 5.0, "max_concurrent": 1}
+    limits: dict[str, Any] = {"device_s": 5.0, "max_concurrent": 1}
     assert enter(one, "x", **limits) is None
     one.leave("x", device_s=1.0, work=1.0)
     assert enter(one, "y", **limits) is None
@@ -255,7 +256,7 @@ def test_a_client_that_is_forgotten_had_nothing_to_remember() -> None:
     clock = Clock()
     one = limiter(clock)
     assert one.is_blank()
-    limits = {"requests_per_minute": 60.0, "burst": 2, "device_s": 5.0, "window_s": 30.0}
+    limits: dict[str, Any] = {"requests_per_minute": 60.0, "burst": 2, "device_s": 5.0, "window_s": 30.0}
     assert enter(one, "x", **limits) is None
     assert not one.is_blank()
     clock.now_s += 5.0

@@ -29,7 +29,7 @@ class Replicas:
 def run(second_try: SecondTry, *answers: object) -> object:
     replicas = Replicas(answers)
     try:
-        return asyncio.run(second_try.run(replicas.call))  # type: ignore[arg-type]
+        return asyncio.run(second_try.run(replicas.call))
     finally:
         assert not replicas.left
 

@@ -99,7 +99,7 @@ def test_nonsense_is_refused() -> None:
     with pytest.raises(ValueError, match="budget_bytes must not be negative, got -1"):
         ByteBudgetCache(-1)
     with pytest.raises(ValueError, match="size_bytes must be at least 1, got 0"):
-        ByteBudgetCache(1).put("a", 1, size_bytes=0)
+        ByteBudgetCache[str, int](1).put("a", 1, size_bytes=0)
 
 
 def test_counts_add_up_when_threads_meet() -> None:

@@ -131,7 +131,7 @@ QUEUED = DrawQueued(position=2, predicted_wait_s=1.0, predicted_device_s=3.0)
 
 
 def test_one_candidate_is_told_as_it_is() -> None:
-    events = [QUEUED, step(1, 3.0), DrawRestarted(), step(1, 3.0), step(4, 0.0)]
+    events: list[DrawEvent] = [QUEUED, step(1, 3.0), DrawRestarted(), step(1, 3.0), step(4, 0.0)]
     assert told(LikenessWish(is_scored=True), *((0, event) for event in events)) == events
 
 

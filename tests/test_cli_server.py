@@ -9,8 +9,9 @@ import queue
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -26,13 +27,13 @@ NOWHERE = Address(host="127.0.0.1", port=9)  # discard; nothing listens
 
 @contextlib.contextmanager
 def saying(
-    *events: dict[str, object], log: Path, then: str = "time.sleep(600)", address: Address = NOWHERE
+    *events: Mapping[str, Any], log: Path, then: str = "time.sleep(600)", address: Address = NOWHERE
 ) -> Iterator[LocalServer]:
     """A process that says these events, as the cluster process would, and then does something."""
     lines = "".join(f"print({json.dumps(event)!r})\n" for event in events)
     code = f"import sys, time\n{lines}sys.stdout.flush()\n{then}"
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as process:
-        said: queue.SimpleQueue[dict[str, object]] = queue.SimpleQueue()
+        said: queue.SimpleQueue[Mapping[str, Any]] = queue.SimpleQueue()
         reader = threading.Thread(target=_read_events, args=(process, said))
         reader.start()
         try:

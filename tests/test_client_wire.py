@@ -6,6 +6,7 @@ import datetime
 import socket
 import threading
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 
@@ -29,13 +30,13 @@ class FakeTime:
         self.now_s += seconds
 
 
-def client(url: str, time: FakeTime | None = None, **overrides: object) -> Client:
+def client(url: str, time: FakeTime | None = None, **overrides: Any) -> Client:
     time = time or FakeTime()
-    fields: dict[str, object] = {"timeout_s": 60.0, "random": lambda: 0.0} | overrides
-    return Client(url=url, clock=lambda: time.now_s, sleep=time.sleep, **fields)  # type: ignore[arg-type]
+    fields: dict[str, Any] = {"timeout_s": 60.0, "random": lambda: 0.0} | overrides
+    return Client(url=url, clock=lambda: time.now_s, sleep=time.sleep, **fields)
 
 
-def error_of(answers: list[Canned], **overrides: object) -> ClientError:
+def error_of(answers: list[Canned], **overrides: Any) -> ClientError:
     with answering(answers) as server, pytest.raises(ClientError) as caught:
         client(server.url, **overrides).draw(BODY)
     return caught.value
@@ -65,7 +66,7 @@ def test_every_format_is_asked_for_and_checked(kind: str) -> None:
 def test_a_service_that_says_nothing_about_cost_is_no_error() -> None:
     with answering([Canned(headers={"Content-Type": "image/jpeg", "X-Seed": "x"}, body=picture_bytes())]) as server:
         picture = client(server.url).draw(BODY)
-    assert picture.cost_usd is picture.execution_time_s is picture.gpu_type is picture.seed is None
+    assert (picture.cost_usd, picture.execution_time_s, picture.gpu_type, picture.seed) == (None,) * 4
 
 
 @pytest.mark.parametrize("status", [429, 503])

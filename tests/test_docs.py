@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import importlib.util
 import json
 import re
@@ -100,8 +101,8 @@ def test_files_that_commands_name_exist() -> None:
 
 
 def test_flags_in_the_text_exist() -> None:
-    client = next(iter(build_parser()._subparsers._group_actions)).choices[NAME]  # type: ignore[union-attr,index,call-overload]
-    known = set(client._option_string_actions) - {"-h", "--help"}
+    (commands,) = (each for each in build_parser()._actions if isinstance(each, argparse._SubParsersAction))
+    known = set(commands.choices[NAME]._option_string_actions) - {"-h", "--help"}
     assert set(re.findall(r"(--[a-z][a-z-]+)", API)) == known
 
 

@@ -1,10 +1,13 @@
 """Laws of the rendered people: what a seed fixes, what captions may say, what pictures show."""
 
+from __future__ import annotations
+
 import dataclasses
 import itertools
 import json
 from pathlib import Path
 from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -15,6 +18,10 @@ from embedded.chance import pick
 from embedded.dataset import Plan, Views, generate, gl_device, make_shard
 from embedded.people import Person, sample_local, sample_person, split_of
 from embedded.scene import POSES, Scene, sample_scene
+
+if TYPE_CHECKING:  # needs OpenGL
+    from embedded.body import Floats
+    from embedded.render import Picture, Renderer
 
 BODY = Path(__file__).parents[1] / "embedded" / "body.npz"
 NAMES = (
@@ -217,7 +224,7 @@ def test_a_device_is_a_number_or_all() -> None:
 
 
 @pytest.fixture(scope="module")
-def renderer():  # type: ignore[no-untyped-def]
+def renderer() -> Renderer:
     pytest.importorskip("moderngl", reason="pip install 'likeness[train]'")
     if not BODY.exists():
         pytest.skip("make the body file first: python -m embedded.body_build")
@@ -229,10 +236,10 @@ def renderer():  # type: ignore[no-untyped-def]
         pytest.skip(str(error))
 
 
-def shown(renderer, index: int, **changes: object):  # type: ignore[no-untyped-def]
+def shown(renderer: Renderer, index: int, **changes: Any) -> Picture:
     """A person drawn plainly, with changes to the scene."""
     person = sample_person(3, index, renderer.body.local_names)
-    plain = {
+    plain: dict[str, Any] = {
         "pose": "front", "yaw_deg": 0.0, "pitch_deg": 0.0, "roll_deg": 0.0, "expression": "neutral",
         "light": "soft studio light", "backdrop": "gray", "place": None, "eyewear": "none", "headwear": "none",
         "garment": "t-shirt", "hair_style": "short", "hair_color": "brown", "striped": False,
@@ -242,14 +249,14 @@ def shown(renderer, index: int, **changes: object):  # type: ignore[no-untyped-d
     return renderer.draw(renderer.figure(person), scene)
 
 
-def test_a_scene_draws_the_same_picture_whatever_was_drawn_between(renderer) -> None:  # type: ignore[no-untyped-def]
+def test_a_scene_draws_the_same_picture_whatever_was_drawn_between(renderer: Renderer) -> None:
     first = shown(renderer, 1, hair_style="long wavy", eyewear="glasses", headwear="cap")
     shown(renderer, 2, hair_style="afro", place="beach", backdrop=None)
     again = shown(renderer, 1, hair_style="long wavy", eyewear="glasses", headwear="cap")
     assert (first.image == again.image).all()
 
 
-def test_views_drawn_together_are_the_views_drawn_alone(renderer) -> None:  # type: ignore[no-untyped-def]
+def test_views_drawn_together_are_the_views_drawn_alone(renderer: Renderer) -> None:
     person = sample_person(3, 6, renderer.body.local_names)
     scenes = [sample_scene(3, person, view) for view in range(10)]  # more than are read back at once
     together = renderer.draw_views(renderer.figure(person), scenes)
@@ -260,7 +267,7 @@ def test_views_drawn_together_are_the_views_drawn_alone(renderer) -> None:  # ty
 
 
 @pytest.mark.parametrize("color", ["red", "green", "blue", "yellow"])
-def test_backdrop_and_clothes_have_their_colors(renderer, color: str) -> None:  # type: ignore[no-untyped-def]
+def test_backdrop_and_clothes_have_their_colors(renderer: Renderer, color: str) -> None:
     image = shown(renderer, 1, backdrop=color, garment_color=color).image.astype(float)
     for patch, table in ((image[4:40, 4:24], palette.BACKDROPS), (image[248:, 100:156], palette.CLOTHES)):
         mean = patch.mean((0, 1)) / 255
@@ -270,10 +277,11 @@ def test_backdrop_and_clothes_have_their_colors(renderer, color: str) -> None:  
         assert names[int(np.argmax(likeness))] == color
 
 
-def test_the_nose_points_where_the_caption_says(renderer) -> None:  # type: ignore[no-untyped-def]
-    def nose(**angles: float) -> np.ndarray:
+def test_the_nose_points_where_the_caption_says(renderer: Renderer) -> None:
+    def nose(**angles: float) -> Floats:
         points = shown(renderer, 1, **angles).points_px
-        return points[2] - points[:2].mean(0)
+        nose_px: Floats = points[2] - points[:2].mean(0)
+        return nose_px
 
     front = nose()
     assert nose(yaw_deg=-24.0)[0] < front[0] - 4
@@ -282,7 +290,7 @@ def test_the_nose_points_where_the_caption_says(renderer) -> None:  # type: igno
     assert nose(pitch_deg=-14.0)[1] > front[1] + 2
 
 
-def test_all_points_lie_in_the_picture_and_the_face_differs_from_the_backdrop(renderer) -> None:  # type: ignore[no-untyped-def]
+def test_all_points_lie_in_the_picture_and_the_face_differs_from_the_backdrop(renderer: Renderer) -> None:
     picture = shown(renderer, 4, backdrop="blue")
     assert ((picture.points_px > 0) & (picture.points_px < 256)).all()
     x, y = picture.points_px[2].round().astype(int)
@@ -290,7 +298,7 @@ def test_all_points_lie_in_the_picture_and_the_face_differs_from_the_backdrop(re
     assert red > blue  # skin, not the blue wall
 
 
-def test_hair_color_shows_above_the_forehead(renderer) -> None:  # type: ignore[no-untyped-def]
+def test_hair_color_shows_above_the_forehead(renderer: Renderer) -> None:
     def top(name: str) -> float:
         picture = shown(renderer, 4, hair_color=name, hair_style="short")
         left, right, nose = picture.points_px[:3]

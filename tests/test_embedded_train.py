@@ -219,7 +219,7 @@ def test_a_picture_comes_out_of_the_engine_and_is_the_samplers(trained: Trained)
 
 
 def test_a_stopped_run_goes_on(trained: Trained) -> None:
-    messages = []
+    messages: list[str] = []
     world = _Told(rank=0, size=1, device=torch.device("cpu"), messages=messages)
     _, measured = train_flow(
         world,
@@ -363,6 +363,9 @@ class NothingReadBack(TorchDispatchMode):
         }
     )
 
+    def __init__(self) -> None:
+        TorchDispatchMode.__init__(self)  # named, so that mypy sees that it is torch whose function has no types
+
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         assert func not in self.READS, func
         return func(*args, **(kwargs or {}))
@@ -386,7 +389,7 @@ def test_an_average_follows(trained: Trained) -> None:
     average = Average(learner, decay=0.5)
     with torch.no_grad():
         for parameter in learner.parameters():
-            parameter += 1
+            parameter.add_(1)
     before = [parameter.clone() for parameter in average.module.parameters()]
     average.update()
     for old, new in zip(before, average.module.parameters(), strict=True):

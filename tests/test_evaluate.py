@@ -73,8 +73,9 @@ class Service:
 def photos(tmp_path: Path) -> Path:
     folder = tmp_path / "photos"
     for name, colour in PEOPLE.items():
+        red, green, blue = colour
         (folder / name).mkdir(parents=True)
-        (folder / name / "b.jpg").write_bytes(picture(tuple(c + 10 for c in colour), format_="JPEG"))
+        (folder / name / "b.jpg").write_bytes(picture((red + 10, green + 10, blue + 10), format_="JPEG"))
         (folder / name / "reference.jpg").write_bytes(picture(colour, format_="JPEG"))
     return folder
 
@@ -82,7 +83,7 @@ def photos(tmp_path: Path) -> Path:
 def evaluated(photos: Path, service: Service, *flags: str) -> tuple[int, dict[str, Any], Path]:
     output = photos.parent / "output"
     arguments = build_parser().parse_args(["evaluate", "--references", str(photos), "--output", str(output), *flags])
-    status = evaluate_command.run(arguments, make_client=service, open_model=ColourJudge)  # type: ignore[arg-type]
+    status = evaluate_command.run(arguments, make_client=service, open_model=ColourJudge)
     report = output / "report.json"
     return status, json.loads(report.read_text()) if report.is_file() else {}, output
 
@@ -213,7 +214,7 @@ def test_the_real_judge_knows_a_photo_again(tmp_path: Path) -> None:
     (tmp_path / "prompts").write_text("A portrait\n")
     arguments = ["evaluate", "--references", str(tmp_path / "photos"), "--prompts", str(tmp_path / "prompts")]
     parsed = build_parser().parse_args([*arguments, "--output", str(tmp_path / "output")])
-    assert evaluate_command.run(parsed, make_client=Service()) == ExitCode.OK  # type: ignore[arg-type]
+    assert evaluate_command.run(parsed, make_client=Service()) == ExitCode.OK
     side = json.loads((tmp_path / "output" / "report.json").read_text())["endpoints"]["service"]
     assert (side["own"]["mean"], side["share_same_person"]) == (1.0, 1.0)
     assert side["other"] is side["photos"] is side["auc"] is side["share_own_nearest"] is None, "there is nobody else"

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import functools
 import importlib.metadata
+import importlib.util
 import io
 import sys
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -52,7 +54,7 @@ def test_a_picture_is_itself() -> None:
     assert similarity(photo, vector(astronaut())) == 1.0
 
 
-VARIANTS = {
+VARIANTS: dict[str, Callable[[], Image.Image]] = {
     "JPEG of quality 30": lambda: Image.open(io.BytesIO(saved(astronaut(), "JPEG", quality=30))),
     "WebP of quality 50": lambda: Image.open(io.BytesIO(saved(astronaut(), "WEBP", quality=50))),
     "half the size": lambda: astronaut().resize((256, 256)),
@@ -70,7 +72,8 @@ def test_a_photo_stays_the_person_in_every_dress(variant: str) -> None:
 
 
 def test_people_are_told_apart() -> None:
-    same, other = [], []
+    same: list[float] = []
+    other: list[float] = []
     for who, views in enumerate(people()):
         for whom, others in enumerate(people()):
             for view in views[1:]:
@@ -139,7 +142,7 @@ def test_what_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
         with pytest.raises(ModelLoadError, match=r"needs dlib: pip install 'likeness\[identity\]'"):
             DlibIdentity(YuNetDetector())
     with monkeypatch.context() as patch:
-        patch.setattr(identity.importlib.util, "find_spec", lambda name: None)
+        patch.setattr(importlib.util, "find_spec", lambda name: None)
         with pytest.raises(ModelLoadError, match=r"needs face-recognition-models==0\.3\.0: pip install"):
             identity._models_folder()
     with monkeypatch.context() as patch:

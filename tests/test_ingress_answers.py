@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import io
 import re
+from typing import Any
 
 import numpy as np
 import pytest
@@ -104,9 +105,10 @@ def test_the_contracts_defaults_reach_the_engine() -> None:
 
 def test_every_field_reaches_the_stages() -> None:
     async def test(service: Service) -> None:
-        asked = {"prompt": "Ä 🦊", "negative_prompt": "blurry", "cfg": 2.5, "guidance": 4.0, "seed": 2**63 - 1}
-        further = {"ipadapter_strength": 0.25, "scheduler": "flux", "face_policy": "ignore", "face_provider": "GPU"}
-        await service.draw(**asked, **further, reference_image=picture_url())
+        asked: dict[str, Any] = {"prompt": "Ä 🦊", "negative_prompt": "blurry", "cfg": 2.5, "guidance": 4.0}
+        asked |= {"seed": 2**63 - 1, "ipadapter_strength": 0.25, "scheduler": "flux"}
+        asked |= {"face_policy": "ignore", "face_provider": "GPU", "reference_image": picture_url()}
+        await service.draw(**asked)
         request, job = service.stages.drawn[0].request, service.stages.prepared[0]
         assert (request.prompt, request.negative_prompt, request.cfg) == ("Ä 🦊", "blurry", 2.5)
         assert (request.guidance, request.seed, request.ip_scale) == (4.0, 2**63 - 1, 0.25)
@@ -154,7 +156,7 @@ def test_a_fallback_is_a_warning_in_header_and_json() -> None:
 
 def test_everyone_gets_their_own_picture() -> None:
     async def test(service: Service) -> None:
-        asked = [
+        asked: list[dict[str, Any]] = [
             {"seed": seed, "prompt": prompt, "reference_image": picture_url((seed * 60, 10, 10)), "cfg": cfg}
             for seed in range(4)
             for prompt, cfg in (("a king", 1.0), ("a queen", 2.0))

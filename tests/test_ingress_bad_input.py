@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import MutableMapping
 from typing import Any
 
 import pytest
@@ -42,7 +43,7 @@ async def call(app: Any, *, chunks: list[bytes], headers: dict[str, str]) -> tup
         asked += 1
         return {"type": "http.request", "body": chunks[asked - 1], "more_body": asked < len(chunks)}
 
-    async def send(message: dict[str, Any]) -> None:
+    async def send(message: MutableMapping[str, Any]) -> None:
         if message["type"] == "http.response.start":
             statuses.append(message["status"])
 
@@ -87,7 +88,7 @@ async def _send_half(service: Service) -> int:
         sent = True
         return {"type": "http.request", "body": b'{"prompt": ', "more_body": True}
 
-    async def send(message: dict[str, Any]) -> None:
+    async def send(message: MutableMapping[str, Any]) -> None:
         if message["type"] == "http.response.start":
             statuses.append(message["status"])
 

@@ -32,7 +32,7 @@ from tests.face_pictures import astronaut, saved
 from tests.sse import EVENTS, Caller, events_of
 from tests.test_face_identity import SHEET
 
-ENABLED = {"identity": {"enabled": True, "max_candidates": 8}}
+ENABLED: dict[str, Any] = {"identity": {"enabled": True, "max_candidates": 8}}
 JSON = {"Accept": "application/json"}
 Scores = Mapping[int, float | None]
 
@@ -52,7 +52,7 @@ class Script:
         self.most_at_once = 0
         self.seeds: list[int] = []
         service.stages.draw = self.draw  # type: ignore[method-assign]
-        service.stages.identify = self.identify  # type: ignore[attr-defined]
+        service.stages.identity = self.identify
 
     def reference(self, prompt: str, url: str = SAMPLE_FACE_URL) -> dict[str, Any]:
         """Fields of a request with this prompt."""
@@ -262,7 +262,7 @@ def test_a_stage_that_is_out_of_reach_is_said_before_anything_is_drawn() -> None
         async def unreachable(job: IdentityJob) -> IdentityResult:
             raise StageUnavailableError("a stage can't be reached; try again shortly")
 
-        service.stages.identify = unreachable  # type: ignore[attr-defined]
+        service.stages.identity = unreachable
         response = await service.draw(score=True)
         assert (response.status_code, response.json()["type"]) == (503, "StageUnavailableError")
         assert service.stages.drawn == []
@@ -410,7 +410,7 @@ def test_the_real_network_chooses_the_picture_of_the_person() -> None:
             return dataclasses.replace(result, data=saved(pictures[job.request.seed], "JPEG", quality=90))
 
         service.stages.draw = photographed  # type: ignore[method-assign]
-        service.stages.identify = stage.identify  # type: ignore[attr-defined]
+        service.stages.identity = stage.identify
         reference = data_url(saved(astronaut(), "JPEG"), "image/jpeg")
         response = await service.draw(headers=JSON, reference_image=reference, num_candidates=3)
         scores = candidates_of(response)

@@ -20,6 +20,7 @@ from serve_app import data_url
 from serve_app.encode import encode_picture
 from serve_app.face_stage import FaceStage, FaceTools, open_tools
 from serve_app.flux_replica import FluxReplica, OpenEngine, open_engine
+from serve_app.metrics.metric import Values
 from serve_app.metrics.recorder import Recorder
 from serve_app.sample import SAMPLE_FACE_URL
 from serve_app.settings import FaceSettings, FakeEngineSettings, LimitSettings
@@ -49,7 +50,8 @@ class CountingEncoder:
 
     def encode(self, crops: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
         self.num_crops += len(crops)
-        return crops.mean(axis=(1, 2)).astype(np.float32)
+        means: npt.NDArray[np.float32] = crops.mean(axis=(1, 2)).astype(np.float32)
+        return means
 
 
 def test_the_face_is_cropped_for_the_gpu_and_encoded_for_the_cpu() -> None:
@@ -136,11 +138,14 @@ def test_a_report_holds_what_the_engine_did_for_whomever() -> None:
             await gone
         results.append(await replica.draw(draw_job("last")))
         stats, totals = engine.stats(), recorder.report().totals
-        assert totals["engine_steps", ()] == (stats.num_steps,)
-        assert totals["engine_sample_steps", ()] == (stats.num_sample_steps,)
-        assert totals["engine_requests", ("finished",)] == (5,)
-        assert totals["engine_requests", ("cancelled",)] == (1,)
-        assert totals["device_seconds", ("TPU v9", "denoise")] == (stats.device_s,)
+        expected: Values = {
+            ("engine_steps", ()): (stats.num_steps,),
+            ("engine_sample_steps", ()): (stats.num_sample_steps,),
+            ("engine_requests", ("finished",)): (5,),
+            ("engine_requests", ("cancelled",)): (1,),
+            ("device_seconds", ("TPU v9", "denoise")): (stats.device_s,),
+        }
+        assert {series: totals[series] for series in expected} == expected
         charged_s = sum(result.device_s for result in results)
         assert charged_s < stats.device_s, "the one that went away is on the house"
         assert {result.device_name for result in results} == {"TPU v9"}

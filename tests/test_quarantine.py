@@ -18,7 +18,17 @@ from serve_app.error_answers import describe
 from serve_app.errors import QuarantinedError
 from serve_app.quarantine import MAX_DEATHS, QUARANTINE_S, Quarantine, ReplicaDiedError, drawing_of
 from serve_app.ray_backend import RayBackend
-from serve_app.stages import FLUX_REPLICA, DrawEvent, DrawJob, DrawRestarted, DrawResult, FaceJob, PictureEncoding
+from serve_app.stages import (
+    FLUX_REPLICA,
+    DrawEvent,
+    DrawJob,
+    DrawRestarted,
+    DrawResult,
+    FaceJob,
+    FacePolicy,
+    FaceResult,
+    PictureEncoding,
+)
 from tests.test_access_limits import Clock
 
 REQUEST = ImageRequest(request_id="a", prompt="a portrait", width_px=64, height_px=64, num_steps=2)
@@ -169,6 +179,17 @@ RESULT = DrawResult(
     device_name="CPU",
 )
 
+PREPARED = FaceResult(
+    reference=REFERENCE,
+    provider="CPU",
+    box=None,
+    warning="",
+    width_px=64,
+    height_px=64,
+    is_cached=False,
+    elapsed_s=0.0,
+)
+
 
 class Handle:
     """A deployment's handle whose replica dies so often before it answers."""
@@ -267,15 +288,16 @@ def test_a_third_death_is_the_end_and_a_retry_reaches_no_replica() -> None:
 
 
 def test_a_reference_that_kills_the_face_stage_is_quarantined_too() -> None:
-    face = Handle(10)
+    face = Handle(10, PREPARED)
 
     async def test(backend: RayBackend, replays: list[str]) -> None:
         job = FaceJob(data=b"poison", media_type="image/png", policy="prefer", provider="CPU")
-        for policy in ("prefer", "ignore", "require"):
+        policies: tuple[FacePolicy, ...] = ("prefer", "ignore", "require")
+        for policy in policies:
             with pytest.raises(QuarantinedError):
-                await backend.prepare(dataclasses.replace(job, policy=policy))  # type: ignore[arg-type]
+                await backend.prepare(dataclasses.replace(job, policy=policy))
         assert len(face.jobs) == MAX_DEATHS
         face.num_deaths = 0
-        assert await backend.prepare(dataclasses.replace(job, data=b"a face")) == RESULT
+        assert await backend.prepare(dataclasses.replace(job, data=b"a face")) == PREPARED
 
     with_backend(Handle(0), face, test)

@@ -8,6 +8,7 @@ import random
 import subprocess
 import sys
 import zoneinfo
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -20,11 +21,11 @@ from tests.simulated_fleet import START, Arrival, Run, simulate
 RULES = ScalingRules(may_owe_s=10.0, cold_start_s=5.0, hold_s=60.0, idle_to_zero_s=120.0)
 
 
-def snapshot(now_s: float = 0.0, **changes: float) -> Snapshot:
+def snapshot(now_s: float = 0.0, **changes: Any) -> Snapshot:
     """One replica with nothing to do."""
-    fields = {"num_running": 1, "num_target": 1, "min_replicas": 0, "max_replicas": 100}
+    fields: dict[str, Any] = {"num_running": 1, "num_target": 1, "min_replicas": 0, "max_replicas": 100}
     fields |= {"owed_s": 0.0, "busy": 0.0, "num_requests": 0.0} | changes
-    return Snapshot(now_s=now_s, wall=START + datetime.timedelta(seconds=now_s), **fields)  # type: ignore[arg-type]
+    return Snapshot(now_s=now_s, wall=START + datetime.timedelta(seconds=now_s), **fields)
 
 
 def decide_all(rules: ScalingRules, snapshots: list[Snapshot]) -> list[Decision]:
@@ -215,15 +216,15 @@ def test_hours_from_midnight_to_midnight_are_the_whole_day() -> None:
         ({"max_utilisation": 1.2}, "max_utilisation"),
     ],
 )
-def test_rules_that_make_no_sense_are_refused(changes: dict[str, float], says: str) -> None:
+def test_rules_that_make_no_sense_are_refused(changes: dict[str, Any], says: str) -> None:
     with pytest.raises(ValueError, match=says):
         dataclasses.replace(RULES, **changes)
 
 
 @pytest.mark.parametrize(("changes", "says"), [({"num_replicas": 0}, "at least 1"), ({"days": ("monday",)}, "days")])
-def test_hours_that_make_no_sense_are_refused(changes: dict[str, object], says: str) -> None:
+def test_hours_that_make_no_sense_are_refused(changes: dict[str, Any], says: str) -> None:
     with pytest.raises(ValueError, match=says):
-        WarmHours(**({"num_replicas": 1} | changes))  # type: ignore[arg-type]
+        WarmHours(**({"num_replicas": 1} | changes))
 
 
 # -- on a simulated fleet ---------------------------------------------------------------------------------------------

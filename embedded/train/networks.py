@@ -158,8 +158,9 @@ class Average:
         """Take in the newest parameters; the horizon grows with the first steps."""
         self._num_steps += 1
         share = 1 - ((1 + self._num_steps) / (10 + self._num_steps)).clamp(max=self._decay)
-        own = list(self.module.parameters())
-        ahead = torch._foreach_sub(list(self._of.parameters()), own)
+        own: list[Tensor] = list(self.module.parameters())
+        newest: list[Tensor] = list(self._of.parameters())
+        ahead = torch._foreach_sub(newest, own)
         torch._foreach_mul_(ahead, share)
         torch._foreach_add_(own, ahead)
 

@@ -42,8 +42,10 @@ class TrainingStep:
         self._parameters = optimizer.parameters
         sizes = [parameter.numel() for parameter in self._parameters]
         self._flat = torch.zeros(sum(sizes), device=world.device)
-        for parameter, piece in zip(self._parameters, self._flat.split(sizes), strict=True):
-            parameter.grad = piece.view_as(parameter)
+        pieces = self._flat.split(sizes)
+        self._places = [piece.view_as(parameter) for parameter, piece in zip(self._parameters, pieces, strict=True)]
+        for parameter, place in zip(self._parameters, self._places, strict=True):
+            parameter.grad = place
         self._shown = torch.zeros(num_shown, device=world.device)
         self._num_shown = 0
         self._compute = _Recorded(self._gradients, generators, is_recorded=world.is_cuda)
@@ -67,7 +69,7 @@ class TrainingStep:
     def _gradients(self) -> None:
         loss, shown = self._losses()
         found = torch.autograd.grad(loss, self._parameters, allow_unused=True)
-        pairs = [(p.grad, grad) for p, grad in zip(self._parameters, found, strict=True) if grad is not None]
+        pairs = [(place, grad) for place, grad in zip(self._places, found, strict=True) if grad is not None]
         torch._foreach_copy_([place for place, _ in pairs], [grad for _, grad in pairs])
         self._shown += shown.detach()
 

@@ -16,7 +16,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import httpx
 import pytest
@@ -24,6 +24,8 @@ import pytest
 from serve_app.settings import AppSettings
 from tests.asgi import FAKE_SETTINGS, URL, body, metric_sum
 from tests.bad_input import LIMITS
+
+T = TypeVar("T")
 
 DEFAULTS: dict[str, Any] = FAKE_SETTINGS | {
     "limits": LIMITS | {"request_timeout_s": 300.0},
@@ -78,7 +80,7 @@ class RunningService:
     def wait_for_work(self, deployment: str) -> None:
         """Return once a replica is at work on what it was just sent."""
         with contextlib.suppress(AssertionError):  # its title may have been taken away
-            until(lambda: bool(self.busy_pids(deployment)), timeout_s=SURELY_AT_WORK_S)
+            until(lambda: self.busy_pids(deployment), timeout_s=SURELY_AT_WORK_S)
 
     def replica_pid(self, deployment: str) -> int:
         """The process of its only replica, once those of an earlier deployment are gone."""
@@ -113,12 +115,13 @@ def title_of(path: Path) -> str:
         return ""
 
 
-def until(condition: Callable[[], bool], *, timeout_s: float = 120.0) -> None:
-    """Wait for a condition; fails where it never comes."""
+def until(condition: Callable[[], T], *, timeout_s: float = 120.0) -> T:
+    """Wait until a condition holds, and return what it then is; fails where it never comes."""
     deadline_s = time.monotonic() + timeout_s
-    while not condition():
+    while not (found := condition()):
         assert time.monotonic() < deadline_s, "it never came"
         time.sleep(0.05)
+    return found
 
 
 def free_port() -> int:

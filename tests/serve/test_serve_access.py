@@ -17,6 +17,7 @@ import pytest
 from serve_app.access.keys import digest_of, new_key
 from serve_app.access.limiter import Refusal
 from serve_app.access.settings import ClientLimits
+from serve_app.one_thread import OneThread
 from serve_app.stages import FLUX_REPLICA
 from tests.asgi import URL, body, data_url, picture
 from tests.serve.conftest import DEFAULTS, DeployService, RunningService, until
@@ -84,7 +85,7 @@ def test_two_replicas_count_together_and_alone_where_they_must(serve_port: int) 
         await asyncio.to_thread(until, lambda: not is_alive("both"))
         for replica in replicas:
             replica._actor = actor
-            replica._find = unreachable
+            replica._find = OneThread(unreachable)
         assert [await ask(n, "b") for n in range(8)] == [True] * 6 + [False] * 2, "three from each"
         assert num_lost == 2
         for n in range(6):

@@ -28,8 +28,7 @@ def test_what_was_counted_outlives_who_counted_it(service: RunningService) -> No
     killed = {deployment: service.replica_pid(deployment) for deployment in (INGRESS, FLUX_REPLICA)}
     for pid in killed.values():
         os.kill(pid, signal.SIGKILL)
-    for deployment, pid in killed.items():
-        until(lambda deployment=deployment, pid=pid: len(service.replica_pids(deployment) - {pid}) == 1)
+    until(lambda: all(len(service.replica_pids(deployment) - {pid}) == 1 for deployment, pid in killed.items()))
     until(lambda: service.client.get("/ready").status_code == 200)
     assert {name: service.metric(name) for name in LEFT_OVER} == before
     assert service.draw(steps=4).status_code == 200

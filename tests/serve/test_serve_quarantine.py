@@ -9,6 +9,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
@@ -52,7 +53,7 @@ def deadly(service: RunningService) -> Iterator[set[int]]:
 
 
 def test_a_request_that_kills_replicas_ends_and_is_not_tried_again(service: RunningService) -> None:
-    poison = {"prompt": "poison", "steps": 100}
+    poison: dict[str, Any] = {"prompt": "poison", "steps": 100}
     replays = service.metric("likeness_replays_total", stage=FLUX_REPLICA)
     with deadly(service) as killed:
         first = service.draw(**poison)

@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 from ray.exceptions import RaySystemError
+from ray.experimental import internal_kv
 
-from serve_app.shared_turn import SharedTurn, internal_kv
+from serve_app.shared_turn import SharedTurn
 
 pytestmark = [pytest.mark.serve, pytest.mark.usefixtures("serve_port")]
 
