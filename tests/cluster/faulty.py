@@ -9,6 +9,7 @@ import signal
 import time
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 from ray.serve import Application
 
@@ -32,8 +33,8 @@ FAULT_AT_STEP = 3
 
 def build(args: AppSettings) -> Application:
     """:func:`serve_app.app.build`, around another engine."""
-    serve_app.app.open_engine = open_faulty_engine
-    return serve_app.app.build(args)
+    with mock.patch.object(serve_app.app, "open_engine", open_faulty_engine):
+        return serve_app.app.build(args)
 
 
 def open_faulty_engine(**settings: Any) -> OpenEngine:

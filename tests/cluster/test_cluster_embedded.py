@@ -93,9 +93,8 @@ def test_everybody_gets_their_own_faces_picture_whoever_dies_in_its_middle(
     load = Load(f"http://127.0.0.1:{service.port}", bodies)
     with load.running(len(bodies)):
         until(died.exists, timeout_s=60)  # with the replica that drew it and those beside it
-        busy: list[int] = []
-        until(lambda: bool(busy.extend(service.busy_pids(INGRESS)) or busy))
-        os.kill(pid := busy[0], signal.SIGKILL)
+        pid, *_ = until(lambda: service.busy_pids(INGRESS))
+        os.kill(pid, signal.SIGKILL)
         killed_s = time.monotonic()
         until(lambda: load.answered_since(killed_s) == set(range(len(bodies))), timeout_s=120)
         until(lambda: len(service.replica_pids(INGRESS) - {pid}) == 2, timeout_s=60)

@@ -98,7 +98,7 @@ class FakeCloud:
     def __enter__(self) -> FakeCloud:
         file = self.folder / "cluster.yaml"
         file.write_text(yaml.safe_dump(rehearsed()), encoding="utf-8")
-        command = [BIN / "ray", "start", "--head", "--block", "--num-cpus=0", "--num-gpus=0"]
+        command = [str(BIN / "ray"), "start", "--head", "--block", "--num-cpus=0", "--num-gpus=0"]
         command += [
             f"--port={GCS_PORT}",
             f"--dashboard-port={self._dashboard_port}",
