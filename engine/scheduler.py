@@ -8,7 +8,6 @@ a few megabytes.
 from __future__ import annotations
 
 import dataclasses
-import functools
 import math
 import operator
 from collections.abc import Callable, Iterable, Sequence
@@ -198,16 +197,15 @@ class ShortestRemaining:
         """By rank where everybody can still be done when due, else what makes the latest least late."""
         if len(candidates) < 2:
             return list(candidates)
-        step_seconds = functools.cache(self._step_seconds)  # many here are alike
         by_due = sorted(((self._due_s(one, now_s), one) for one in candidates), key=operator.itemgetter(0))
         order = sorted(candidates, key=_rank)
         order.sort(key=lambda one: _is_hopeless(one, now_s))
-        by_rank = _riding_together(order, budget, step_seconds)
-        if self._latest_s(by_rank, by_due, now_s, step_seconds) <= 0.0:
+        by_rank = self._riding_together(order, budget)
+        if self._latest_s(by_rank, by_due, now_s) <= 0.0:
             return by_rank
         due_first = [one for _, one in by_due]
-        options = (by_rank, _riding_together(due_first, budget, step_seconds), due_first[:1])
-        return min(options, key=lambda chosen: max(0.0, self._latest_s(chosen, by_due, now_s, step_seconds)))
+        options = (by_rank, self._riding_together(due_first, budget), due_first[:1])
+        return min(options, key=lambda chosen: max(0.0, self._latest_s(chosen, by_due, now_s)))
 
     def ahead_s(self, new: Candidate, candidates: Sequence[Candidate]) -> float:
         """The work of those that rank before it."""
@@ -238,16 +236,33 @@ class ShortestRemaining:
             return due_s
         return min(due_s, candidate.deadline_s)
 
-    def _latest_s(
-        self,
-        chosen: Sequence[Candidate],
-        by_due: Sequence[tuple[float, Candidate]],
-        now_s: float,
-        step_seconds: StepSeconds,
-    ) -> float:
+    def _riding_together(self, order: Sequence[Candidate], budget: StepBudget) -> list[Candidate]:
+        """The first in order, and who fits and pays for its seat."""
+        riding: list[Candidate] = []
+        row_tokens: tuple[int, ...] = ()
+        step_s = 0.0
+        left_out: set[tuple[int, int]] = set()  # beside those who ride now, nobody of such a shape fits and pays
+        for candidate in order:
+            shape = (candidate.num_rows, candidate.num_tokens_per_row)
+            if shape in left_out:
+                continue
+            together = (*row_tokens, *candidate.row_tokens)
+            together_s = self._step_seconds(together)
+            added_s = together_s - step_s
+            saved_s = self._step_seconds(candidate.row_tokens) - added_s
+            is_paying = min(len(order) - len(riding), MAX_COUNTED) * saved_s >= len(riding) ** 2 * added_s
+            if riding and not (is_paying and _fits(together, budget)):
+                left_out.add(shape)
+                continue
+            riding.append(candidate)
+            row_tokens, step_s = together, together_s
+            left_out.clear()
+        return riding
+
+    def _latest_s(self, chosen: Sequence[Candidate], by_due: Sequence[tuple[float, Candidate]], now_s: float) -> float:
         """How late the latest will be if those chosen take a step and then due times are followed."""
-        done_s = {one.request_id: step_seconds(one.row_tokens) for one in chosen}
-        then_s = now_s + step_seconds(tuple(num for one in chosen for num in one.row_tokens))
+        done_s = {one.request_id: self._step_seconds(one.row_tokens) for one in chosen}
+        then_s = now_s + self._step_seconds(tuple(num for one in chosen for num in one.row_tokens))
         factor = 1 + self._margin
         work_s = 0.0
         latest_s = -math.inf
@@ -259,33 +274,6 @@ class ShortestRemaining:
             if late_s > latest_s:
                 latest_s = late_s
         return latest_s
-
-
-def _riding_together(order: Sequence[Candidate], budget: StepBudget, step_seconds: StepSeconds) -> list[Candidate]:
-    """The first in order, and who fits and pays for its seat."""
-    riding: list[Candidate] = []
-    row_tokens: tuple[int, ...] = ()
-    step_s = 0.0
-    left_out: set[tuple[int, int]] = set()  # beside those who ride now, nobody of such a shape fits and pays
-    for candidate in order:
-        shape = (candidate.num_rows, candidate.num_tokens_per_row)
-        if shape in left_out:
-            continue
-        together = (*row_tokens, *candidate.row_tokens)
-        if riding:
-            if not _fits(together, budget):
-                left_out.add(shape)
-                continue
-            added_s = step_seconds(together) - step_s
-            saved_s = step_seconds(candidate.row_tokens) - added_s
-            num_gaining = min(len(order) - len(riding), MAX_COUNTED)
-            if num_gaining * saved_s < len(riding) ** 2 * added_s:
-                left_out.add(shape)
-                continue
-        riding.append(candidate)
-        row_tokens, step_s = together, step_seconds(together)
-        left_out.clear()
-    return riding
 
 
 def _rank(candidate: Candidate) -> float:
