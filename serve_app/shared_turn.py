@@ -1,8 +1,10 @@
 """One turn for all ingress replicas of an application: while one of them has it, no other does.
 
 A key in Ray's control store, which holds its owner's name. The store makes a key only where there is none, so that of
-many who try, one succeeds; and it knows who has died, so that nobody has to keep a turn alive. Where the store can't be
-reached, each replica has a turn of its own.
+many who try, one succeeds; and it knows who has died, so that nobody has to keep a turn alive. The key of one who died
+stays, and from then on the turn is another key, named after the dead: nobody ever deletes a key that is not their own,
+so nobody can take away, too late, what somebody else has taken. Where the store can't be reached, each replica has a
+turn of its own.
 """
 
 from __future__ import annotations
@@ -33,7 +35,8 @@ class SharedTurn:
     """
 
     def __init__(self, name: str, *, owner: str) -> None:
-        self._key = f"turn-{name}"
+        self._name = f"turn-{name}"
+        self._key = self._name  # that of a dead owner is passed by for good
         self._owner = owner.encode()
         self._here = asyncio.Lock()
         # Calls of the store block. One thread keeps their order: who gives up while taking gives back after it.
@@ -55,13 +58,14 @@ class SharedTurn:
 
     def _take(self) -> bool:
         try:
-            if not internal_kv._internal_kv_put(self._key, self._owner, overwrite=False, namespace=NAMESPACE):
-                return True
-            owner: bytes | None = internal_kv._internal_kv_get(self._key, namespace=NAMESPACE)
-            if owner and state.actors(owner.decode()).get("State") != "ALIVE":
+            # True where there was one already.
+            while internal_kv._internal_kv_put(self._key, self._owner, overwrite=False, namespace=NAMESPACE):
+                owner: bytes | None = internal_kv._internal_kv_get(self._key, namespace=NAMESPACE)
+                if not owner or state.actors(owner.decode()).get("State") == "ALIVE":
+                    return owner == self._owner  # given up in the middle of taking it
                 logger.warning("an ingress replica died in its turn; the next one goes on")
-                internal_kv._internal_kv_del(self._key, namespace=NAMESPACE)
-            return owner == self._owner  # given up in the middle of taking it
+                self._key = f"{self._name}-after-{owner.decode()}"
+            return True
         except RayError:
             logger.warning("Ray's control store can't be reached; this ingress replica has a turn of its own")
             return True

@@ -8,10 +8,12 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from ray._private import state
 from ray.exceptions import RaySystemError
 from ray.experimental import internal_kv
 
 from serve_app.shared_turn import SharedTurn
+from tests.serve.conftest import until
 
 pytestmark = [pytest.mark.serve, pytest.mark.usefixtures("serve_port")]
 
@@ -30,11 +32,11 @@ class Replica:
 
 @pytest.fixture
 def replicas(name: str) -> Iterator[list[Any]]:
-    """Two actors that live."""
+    """Three actors that live."""
     import ray
 
     each = ray.remote(Replica)
-    actors = [each.options(num_cpus=0, lifetime="detached", name=f"{name} {n}").remote() for n in range(2)]
+    actors = [each.options(num_cpus=0, lifetime="detached", name=f"{name} {n}").remote() for n in range(3)]
     ray.get([actor.ping.remote() for actor in actors], timeout=60)
     yield actors
     for actor in actors:
@@ -64,7 +66,7 @@ def test_one_at_a_time_goes_on(name: str, replicas: list[Any]) -> None:
 
 def test_who_gives_up_or_fails_does_not_keep_it(name: str, replicas: list[Any]) -> None:
     async def test() -> None:
-        mine, theirs = (turn_of(replica, name) for replica in replicas)
+        mine, theirs = (turn_of(replica, name) for replica in replicas[:2])
         with pytest.raises(ZeroDivisionError):
             async with theirs:
                 raise ZeroDivisionError
@@ -82,13 +84,40 @@ def test_the_turn_of_one_that_died_is_the_next_ones(name: str, replicas: list[An
     import ray
 
     async def test() -> None:
-        dies, lives = (turn_of(replica, name) for replica in replicas)
+        dies, lives = (turn_of(replica, name) for replica in replicas[:2])
         await dies.__aenter__()
         ray.kill(replicas[0])
         async with asyncio.timeout(30), lives:
             pass
 
     asyncio.run(test())
+
+
+def test_of_two_who_find_the_same_one_dead_one_goes_on(
+    name: str, replicas: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import ray
+
+    dies, slow, quick = (turn_of(replica, name) for replica in replicas)
+    state_of, deaths = state.actors, list[str]()
+
+    def overtaken(actor_id: str) -> dict[str, Any]:
+        """Between what the slow one sees and what it does about it, the quick one goes on."""
+        found: dict[str, Any] = state_of(actor_id)
+        if found.get("State") != "ALIVE" and not deaths:
+            deaths.append(actor_id)
+            until(quick._take)
+        return found
+
+    assert dies._take()
+    ray.kill(replicas[0])
+    monkeypatch.setattr(state, "actors", overtaken)
+    until(lambda: slow._take() or deaths)
+    assert [slow._take() for _ in range(3)] == [False] * 3, "the quick one has it"
+    quick._give_back()
+    assert slow._take()
+    newcomer = turn_of(replicas[2], name)
+    assert [newcomer._take() for _ in range(3)] == [False] * 3, "who comes anew finds the same owner"
 
 
 def test_without_the_store_each_has_its_own(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
