@@ -6,20 +6,24 @@
 
 The same day is served by a fixed fleet for the peak, by a fixed fleet for the mean, by counting requests (what Ray
 Serve does unless told otherwise: requests over a target, up after 30 s, down after 10 minutes) and by work
-(:mod:`serve_app.scaling.decision`, the code that runs in production). Replicas are the engine's own ledger and default
-policy on simulated time (:mod:`benchmarks.simulation.fleet`). A day has a night, a morning, an evening peak and bursts,
-and is shortened, all rates being kept, so that large fleets can be simulated; cold starts and delays are not shortened,
-which makes scaling look worse than it is.
+(:mod:`serve_app.scaling.decision`, the code that runs in production), the latter as shipped and with more room to
+spare. Every way has a setting that buys punctuality with replicas, so ``--curves-at`` takes one size through several
+settings of each: ways compare at equal cost, or at an equal share of pictures in time.
+
+Replicas are the engine's own ledger and default policy on simulated time (:mod:`benchmarks.simulation.fleet`), with the
+limits of ``serve_config.yaml``. A day has a night, a morning, an evening peak and bursts, and is shortened, all rates
+being kept, so that large fleets can be simulated; cold starts and delays are not shortened, which makes scaling look
+worse than it is. All sizes take 10 minutes of one core.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import datetime
 import json
 import math
 import random
-import statistics
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -28,6 +32,8 @@ from typing import Any
 import numpy as np
 
 from benchmarks import traces
+from benchmarks.progress import tell
+from benchmarks.scheduler.compare import SLO_FACTOR
 from benchmarks.scheduler.crowds import mean_alone_seconds
 from benchmarks.scheduler.simulate import as_measured
 from benchmarks.simulation.fleet import Fleet, FleetSettings, Moment, Run, Scaling, alone_seconds
@@ -53,6 +59,18 @@ COLD_START_S = 150.0
 
 NUM_POINTS = 400
 
+USUAL_LIMITS: dict[str, Any] = {"max_requests": 64, "max_queued_device_s": 300.0, "time_limit_s": 300.0}
+"""Those of ``serve_config.yaml``: ``max_ongoing_requests``, ``max_queued_device_s``, ``request_timeout_s``."""
+
+UTILISATIONS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.85)
+"""Settings of scaling by work, as ``max_utilisation``."""
+
+COUNTS = (1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
+"""Settings of scaling by requests, as requests a replica."""
+
+SHARES = (0.4, 0.5, 0.6, 0.75, 1.0)
+"""Fixed fleets, as shares of the largest."""
+
 
 def day_shape(share: float) -> float:
     """Traffic at a share 0 … 1 of the day, as a share of the peak: a night, a morning rise, an evening peak at 0.85."""
@@ -71,10 +89,16 @@ def day(*, peak_rate_per_s: float, duration_s: float, seed: int, mix: Mix) -> tu
 class ByWork:
     """The production scaler."""
 
-    def __init__(self, max_replicas: int, *, may_owe_s: float) -> None:
+    def __init__(self, max_replicas: int, *, may_owe_s: float, max_utilisation: float) -> None:
         self._max_replicas = max_replicas
         self._scaler = Scaler(
-            ScalingRules(may_owe_s=may_owe_s, cold_start_s=COLD_START_S, hold_s=300.0, idle_to_zero_s=600.0)
+            ScalingRules(
+                may_owe_s=may_owe_s,
+                cold_start_s=COLD_START_S,
+                hold_s=300.0,
+                idle_to_zero_s=600.0,
+                max_utilisation=max_utilisation,
+            )
         )
 
     def __call__(self, fleet: Fleet) -> int:
@@ -98,8 +122,8 @@ class ByWork:
 class ByRequests:
     """Ray Serve's own rule, at its own defaults."""
 
-    def __init__(self, max_replicas: int) -> None:
-        self._counting = RequestCounting(per_replica=2.0, max_replicas=max_replicas)
+    def __init__(self, max_replicas: int, *, per_replica: float) -> None:
+        self._counting = RequestCounting(per_replica=per_replica, max_replicas=max_replicas)
 
     def __call__(self, fleet: Fleet) -> int:
         """See :class:`benchmarks.simulation.fleet.Scaling`."""
@@ -107,18 +131,17 @@ class ByRequests:
 
 
 def report(run: Run, *, usd_per_hour: float) -> dict[str, Any]:
-    """What a day cost and how it was."""
-    latencies_s = np.array([outcome.latency_s for outcome in run.outcomes], dtype=float)
-    waits_s = latencies_s - np.array([outcome.alone_s for outcome in run.outcomes])
-    slo = statistics.fmean(
-        outcome.latency_s is not None and outcome.latency_s <= 3 * outcome.alone_s for outcome in run.outcomes
-    )
+    """What a day cost and how it was. Who got no picture is not in time, and pays nothing."""
+    drawn = [outcome for outcome in run.outcomes if outcome.latency_s is not None]
+    waits_s = [(outcome.latency_s or 0.0) - outcome.alone_s for outcome in drawn]
+    num_in_time = sum((outcome.latency_s or 0.0) <= SLO_FACTOR * outcome.alone_s for outcome in drawn)
     step = max(1, len(run.moments) // NUM_POINTS)
     return {
-        "num_images": len(run.outcomes),
-        "usd_per_image": round(run.replica_s / 3600 * usd_per_hour / len(run.outcomes), 6),
+        "num_requests": len(run.outcomes),
+        "num_without_picture": len(run.outcomes) - len(drawn),
+        "usd_per_image": round(run.replica_s / 3600 * usd_per_hour / len(drawn), 6),
         "utilisation": round(run.busy_s / run.replica_s, 3),
-        "within_3_times_alone": round(slo, 4),
+        "within_3_times_alone": round(num_in_time / len(run.outcomes), 4),
         "beyond_alone_s": {f"p{p}": round(float(np.percentile(waits_s, p)), 2) for p in (50, 95, 99)},
         "num_cold_starts": run.num_cold_starts,
         "replica_hours": round(run.replica_s / 3600, 2),
@@ -131,47 +154,98 @@ def _point(moment: Moment) -> list[float]:
     return [round(moment.at_s), moment.num_serving, num_present, round(moment.owed_s, 1)]
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Day:
+    """One day for a fleet of at most so many replicas, to be served in one way after another."""
+
+    settings: FleetSettings
+    trace: tuple[Arrival, ...]
+    max_replicas: int
+    mean_alone_s: float
+    usd_per_hour: float
+
+    def served(self, name: str, *, num_replicas: int = 0, scaling: Scaling | None = None) -> dict[str, Any]:
+        """What :func:`report` says of it."""
+        settings = dataclasses.replace(self.settings, num_replicas=num_replicas)
+        found = report(Fleet(settings, scaling).run(self.trace), usd_per_hour=self.usd_per_hour)
+        beyond_s = found["beyond_alone_s"]["p95"]
+        tell(
+            f"{self.max_replicas:3} {name:22} ${found['usd_per_image']:.4f}  "
+            f"in time {found['within_3_times_alone']:.1%}  busy {found['utilisation']:.0%}  "
+            f"beyond alone p95 {beyond_s:.1f} s  cold starts {found['num_cold_starts']}  "
+            f"without picture {found['num_without_picture']}"
+        )
+        return found
+
+    def by_work(self, max_utilisation: float) -> ByWork:
+        """The production scaler with such a setting."""
+        return ByWork(self.max_replicas, may_owe_s=2 * self.mean_alone_s, max_utilisation=max_utilisation)
+
+    def ways(self) -> dict[str, dict[str, Any]]:
+        """Each way once."""
+        settings = self.settings
+        work_s = sum(alone_seconds(arrival, settings.profile, settings.cost) for arrival in self.trace)
+        num_for_mean = math.ceil(work_s / self.trace[-1].at_s / TARGET_UTILISATION)
+        return {
+            "fixed for the peak": self.served("fixed for the peak", num_replicas=self.max_replicas),
+            "fixed for the mean": self.served("fixed for the mean", num_replicas=num_for_mean),
+            "by requests": self.served("by requests", scaling=ByRequests(self.max_replicas, per_replica=2.0)),
+            "by work": self.served("by work", scaling=self.by_work(0.7)),
+            "by work, half busy": self.served("by work, half busy", scaling=self.by_work(0.5)),
+        }
+
+    def curves(self) -> dict[str, list[dict[str, Any]]]:
+        """Cost and punctuality of each way by its setting."""
+
+        def point(setting: float, name: str, **how: Any) -> dict[str, Any]:
+            found = self.served(f"{name} {setting:g}", **how)
+            return {"setting": setting} | {key: value for key, value in found.items() if key != "moments"}
+
+        return {
+            "fixed": [point(x, "fixed", num_replicas=max(1, round(x * self.max_replicas))) for x in SHARES],
+            "by requests": [
+                point(x, "by requests", scaling=ByRequests(self.max_replicas, per_replica=x)) for x in COUNTS
+            ],
+            "by work": [point(x, "by work", scaling=self.by_work(x)) for x in UTILISATIONS],
+        }
+
+
 def simulate(arguments: argparse.Namespace) -> None:
     """Every fleet size, every way."""
     basis = as_measured(json.loads(arguments.full_size.read_text()))
-    profile, cost = load_profile(basis["profile"]), CostModel.from_dict(basis["cost_model"])
-    budget = StepBudget(max_samples=basis["max_batch_samples"], max_tokens=basis["max_batch_tokens"])
+    settings = FleetSettings(
+        profile=load_profile(basis["profile"]),
+        cost=CostModel.from_dict(basis["cost_model"]),
+        policy="shortest_remaining",
+        budget=StepBudget(max_samples=basis["max_batch_samples"], max_tokens=basis["max_batch_tokens"]),
+        cold_start_s=COLD_START_S,
+        seed=arguments.seed,
+        **USUAL_LIMITS,
+    )
     mix = Mix()
-    mean_s = mean_alone_seconds(profile, cost, mix, seed=arguments.seed)
-    fleets = []
-    for max_replicas in arguments.max_replicas:
+    mean_s = mean_alone_seconds(settings.profile, settings.cost, mix, seed=arguments.seed)
+
+    def a_day(max_replicas: int) -> Day:
         peak = TARGET_UTILISATION * max_replicas / mean_s
         trace = day(peak_rate_per_s=peak, duration_s=arguments.hours * 3600, seed=arguments.seed, mix=mix)
-        mean_load = sum(alone_seconds(arrival, profile, cost) for arrival in trace) / (arguments.hours * 3600)
-        num_for_mean = max(1, math.ceil(mean_load / TARGET_UTILISATION))
-        ways: dict[str, tuple[int, Scaling | None]] = {
-            "fixed for the peak": (max_replicas, None),
-            "fixed for the mean": (num_for_mean, None),
-            "by requests": (0, ByRequests(max_replicas)),
-            "by work": (0, ByWork(max_replicas, may_owe_s=2 * mean_s)),
-        }
-        found = {}
-        for name, (num_at_start, scaling) in ways.items():
-            settings = FleetSettings(
-                profile=profile,
-                cost=cost,
-                policy="shortest_remaining",
-                budget=budget,
-                num_replicas=num_at_start,
-                cold_start_s=COLD_START_S,
-                seed=arguments.seed,
-            )
-            found[name] = report(Fleet(settings, scaling).run(trace), usd_per_hour=arguments.usd_per_hour)
-            shown = {key: value for key, value in found[name].items() if key != "moments"}
-            print(max_replicas, name, json.dumps(shown), flush=True)
-        fleets.append({"max_replicas": max_replicas, "mean_alone_s": round(mean_s, 3), "ways": found})
+        return Day(
+            settings=settings,
+            trace=trace,
+            max_replicas=max_replicas,
+            mean_alone_s=mean_s,
+            usd_per_hour=arguments.usd_per_hour,
+        )
+
     result = {
         "command": " ".join(["python -m benchmarks.scaling", *sys.argv[1:]]),
         "basis": str(arguments.full_size),
         "usd_per_hour": arguments.usd_per_hour,
         "cold_start_s": COLD_START_S,
         "hours": arguments.hours,
-        "fleets": fleets,
+        "mean_alone_s": round(mean_s, 3),
+        "limits": USUAL_LIMITS,
+        "curves": {"max_replicas": arguments.curves_at, "ways": a_day(arguments.curves_at).curves()},
+        "fleets": [{"max_replicas": num, "ways": a_day(num).ways()} for num in arguments.max_replicas],
     }
     arguments.out.write_text(json.dumps(result) + "\n")
 
@@ -181,38 +255,51 @@ COLOURS = {
     "fixed for the mean": "#c9c2a5",
     "by requests": "#d59b5b",
     "by work": "#39678c",
+    "by work, half busy": "#8fb3cc",
 }
 
 
 def plot(arguments: argparse.Namespace) -> None:
-    """Replicas over the largest day; cost against what callers got, for every fleet."""
+    """Replicas over the largest day; for every fleet what pictures cost and how many came in time; both as curves."""
     from matplotlib.figure import Figure
 
     result = json.loads(arguments.simulated.read_text())
-    figure = Figure(figsize=(10, 6.6), layout="constrained")
-    over_day, cost_axis, wait_axis = figure.subplot_mosaic([["day", "day"], ["cost", "wait"]]).values()
+    figure = Figure(figsize=(11, 6.8), layout="constrained")
+    axes = figure.subplot_mosaic([["day"] * 3, ["cost", "time", "curve"]])
     largest = result["fleets"][-1]
     for name, found in largest["ways"].items():
         hours = [point[0] / 3600 for point in found["moments"]]
-        over_day.plot(hours, [point[2] for point in found["moments"]], color=COLOURS[name], label=name)
-    over_day.set_title(f"replicas paid for, fleet of at most {largest['max_replicas']}", fontsize=10)
-    over_day.set_xlabel(f"hours of a day shortened to {result['hours']:g}")
-    over_day.legend(frameon=False, fontsize=8)
+        axes["day"].plot(hours, [point[2] for point in found["moments"]], color=COLOURS[name], label=name)
+    axes["day"].set_title(f"replicas paid for, fleet of at most {largest['max_replicas']}", fontsize=10)
+    axes["day"].set_xlabel(f"hours of a day shortened to {result['hours']:g}")
+    axes["day"].legend(frameon=False, fontsize=8)
+
     sizes = [str(fleet["max_replicas"]) for fleet in result["fleets"]]
     for number, name in enumerate(COLOURS):
-        places = [index + 0.2 * (number - 1.5) for index in range(len(sizes))]
+        places = [index + 0.17 * (number - 2) for index in range(len(sizes))]
         ways = [fleet["ways"][name] for fleet in result["fleets"]]
-        cost_axis.bar(places, [1000 * way["usd_per_image"] for way in ways], 0.2, color=COLOURS[name])
-        wait_axis.bar(places, [100 * way["within_3_times_alone"] for way in ways], 0.2, color=COLOURS[name])
-    for axis, title in ((cost_axis, "$ for 1000 pictures"), (wait_axis, "% of pictures within 3 × their time alone")):
-        axis.set_title(title, fontsize=10)
-        axis.set_xticks(range(len(sizes)), sizes)
-        axis.set_xlabel("largest fleet, replicas")
-    for axis in (over_day, cost_axis, wait_axis):
+        axes["cost"].bar(places, [1000 * way["usd_per_image"] for way in ways], 0.17, color=COLOURS[name])
+        axes["time"].bar(places, [100 * way["within_3_times_alone"] for way in ways], 0.17, color=COLOURS[name])
+    for panel, title in (("cost", "$ for 1000 pictures"), ("time", "% of requests within 3 × their time alone")):
+        axes[panel].set_title(title, fontsize=10)
+        axes[panel].set_xticks(range(len(sizes)), sizes)
+        axes[panel].set_xlabel("largest fleet, replicas")
+
+    curves = result["curves"]
+    for name, points in curves["ways"].items():
+        cost = [1000 * point["usd_per_image"] for point in points]
+        share = [100 * point["within_3_times_alone"] for point in points]
+        colour = COLOURS.get(name, COLOURS["fixed for the peak"])
+        axes["curve"].plot(cost, share, "-o", color=colour, markersize=4, label=name)
+    axes["curve"].set_title(f"several settings, fleet of at most {curves['max_replicas']}", fontsize=10)
+    axes["curve"].set_xlabel("$ for 1000 pictures")
+    axes["curve"].set_ylabel("% in time")
+    axes["curve"].legend(frameon=False, fontsize=8, loc="lower right")
+    for axis in axes.values():
         axis.grid(color="#e5e5e5", axis="y")
         axis.set_axisbelow(True)
         axis.spines[["top", "right"]].set_visible(False)
-    figure.savefig(arguments.out)
+    figure.savefig(arguments.out, dpi=80)
 
 
 def _numbers(text: str) -> tuple[int, ...]:
@@ -227,6 +314,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     made_up.set_defaults(run=simulate)
     made_up.add_argument("--full-size", type=Path, required=True, help="what benchmarks.full_size wrote")
     made_up.add_argument("--max-replicas", type=_numbers, default=(1, 16, 64, 256), metavar="N,…")
+    made_up.add_argument("--curves-at", type=int, default=16, metavar="N", help="replicas (default %(default)s)")
     made_up.add_argument("--hours", type=float, default=2.0, help="length of the day (default %(default)g)")
     made_up.add_argument("--usd-per-hour", type=float, default=3.9, help="of one replica (default %(default)g)")
     made_up.add_argument("--seed", type=int, default=0)

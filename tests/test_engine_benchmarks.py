@@ -44,6 +44,14 @@ def test_every_policy_draws_the_same_crowd(loaded: tuple[EngineConfig, FluxRunne
         assert min(latencies_s) > 0.0
 
 
+def test_what_requests_take_alone_is_measured_against_the_cost_model(loaded: tuple[EngineConfig, FluxRunner]) -> None:
+    config, runner = loaded
+    far_too_fast, far_too_slow = (
+        measure.Device(config=config, runner=runner, cost=CostModel.simple(step_s=step_s)) for step_s in (1e-6, 1e3)
+    )
+    assert far_too_fast.slowness(MIX, seed=0) > 1.0 > far_too_slow.slowness(MIX, seed=0) > 0.0
+
+
 @pytest.mark.parametrize("seconds", [60.0, 6000.0])
 def test_crowds_are_made_for_the_time_there_is(seconds: float) -> None:
     profile, cost, loads = load_profile("flux-dev"), CostModel.simple(token_s=3e-5), (0.8, 1.5)

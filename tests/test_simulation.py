@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
 from typing import Any
 
 import pytest
 
 from benchmarks import scaling, traces
-from benchmarks.scheduler.compare import POLICIES, ranking_agreement
-from benchmarks.scheduler.simulate import as_measured
+from benchmarks.scheduler import crowds
+from benchmarks.scheduler.compare import POLICIES, ranking_agreement, under_every_policy
+from benchmarks.scheduler.simulate import as_measured, replay, twin_of
 from benchmarks.simulation.fleet import Fleet, FleetSettings
 from benchmarks.traces import Arrival, Mix
 from engine.cost_model import CostModel
@@ -50,6 +52,34 @@ def test_everybody_is_served_and_no_device_works_twice_at_a_time(policy: PolicyN
     assert Fleet(settings).run(crowd(1.5)) == run, "a seed gives one run"
 
 
+def test_who_meets_full_replicas_is_refused_and_who_waits_too_long_goes_away() -> None:
+    settings = dataclasses.replace(SETTINGS, num_replicas=2, max_requests=3, time_limit_s=20.0)
+    trace = crowd(4.0)
+    fleet = Fleet(settings)
+    run = fleet.run(trace)
+    drawn = [outcome for outcome in run.outcomes if outcome.latency_s is not None]
+    assert 0 < len(drawn) < len(trace)
+    assert fleet.num_requests == 0 and fleet.owed_s == 0.0
+    stats = [replica.ledger.stats() for replica in fleet.replicas]
+    assert all(one.is_conserved() for one in stats)
+    assert sum(one.num_finished for one in stats) == len(drawn)
+    assert sum(one.num_cancelled for one in stats) > 0
+    assert sum(one.num_submitted for one in stats) < len(trace), "some met two full replicas"
+    slowest = max(outcome.alone_s for outcome in run.outcomes)
+    assert max(outcome.latency_s or 0.0 for outcome in drawn) < 20.0 + slowest
+    full = Fleet(dataclasses.replace(SETTINGS, max_queued_device_s=5.0)).run(trace)
+    assert any(outcome.latency_s is None for outcome in full.outcomes)
+
+
+def test_nobody_waits_longer_for_a_replica_that_starts() -> None:
+    fleet = Fleet(dataclasses.replace(SETTINGS, num_replicas=0, cold_start_s=60.0, time_limit_s=30.0), lambda _: 1)
+    trace = crowd(0.2)
+    run = fleet.run(trace)
+    early = [outcome.arrival.at_s < 30.0 for outcome in run.outcomes]
+    assert [outcome.latency_s is None for outcome in run.outcomes][: sum(early)] == [True] * sum(early)
+    assert not all(outcome.latency_s is None for outcome in run.outcomes)
+
+
 def test_one_after_another_is_in_order() -> None:
     run = Fleet(dataclasses.replace(SETTINGS, policy="first_come")).run(crowd(2.0, 30.0))
     ends_s = [outcome.arrival.at_s + (outcome.latency_s or 0.0) for outcome in run.outcomes]
@@ -61,7 +91,10 @@ def test_one_after_another_is_in_order() -> None:
 def test_a_fleet_wakes_grows_and_goes_to_sleep() -> None:
     burst = crowd(3.0, 200.0)
     late = dataclasses.replace(burst[0], at_s=4000.0)
-    fleet = Fleet(dataclasses.replace(SETTINGS, num_replicas=0, cold_start_s=60.0), scaling.ByWork(8, may_owe_s=5.0))
+    fleet = Fleet(
+        dataclasses.replace(SETTINGS, num_replicas=0, cold_start_s=60.0),
+        scaling.ByWork(8, may_owe_s=5.0, max_utilisation=0.7),
+    )
     run = fleet.run((*burst, late))
     assert all(outcome.latency_s is not None for outcome in run.outcomes)
     assert max(moment.num_serving for moment in run.moments) > 2
@@ -88,11 +121,30 @@ def test_the_cost_of_full_size_steps_is_fitted() -> None:
     assert cost.decode_seconds(1024 * 1024) == pytest.approx(0.1)
 
 
+def test_a_measured_crowd_is_met_again_on_a_device_as_slow_as_then() -> None:
+    settings = dataclasses.replace(SETTINGS, tick_s=1e6)
+    (crowd,) = (
+        crowd
+        for crowd in crowds.crowds(
+            settings.profile, settings.cost, Mix(), loads=(0.8,), requests=30, num_devices=1, seed=3
+        )
+        if crowd.arrivals == "bursts"
+    )
+    slow = dataclasses.replace(settings, cost=crowds.slowed(settings.cost, 1.25))
+    measured = under_every_policy(crowd, functools.partial(replay, slow, settings.cost))
+    twin = twin_of(settings, Mix(), measured, seed=3)
+    assert twin["slowness"] == {policy: pytest.approx(1.25, rel=0.01) for policy in POLICIES}
+    for policy in POLICIES:
+        found, expected = twin["policies"][policy], measured["policies"][policy]
+        assert found["good_share"] == pytest.approx(expected["good_share"], abs=0.04)
+        assert found["latency_s"] == pytest.approx(expected["latency_s"], rel=0.05)
+
+
 def test_rankings_are_compared_pair_by_pair() -> None:
-    def crowds(*goodputs: float) -> list[dict[str, Any]]:
+    def made(*goodputs: float) -> list[dict[str, Any]]:
         policies = {name: {"goodput_per_s": value} for name, value in zip(POLICIES, goodputs, strict=True)}
         return [{"arrivals": "poisson", "load": 0.8, "policies": policies}]
 
-    assert ranking_agreement(crowds(1, 2, 3), crowds(10, 20, 30)) == {"num_pairs": 3, "num_agreeing": 3}
-    assert ranking_agreement(crowds(1, 2, 3), crowds(1, 3, 2))["num_agreeing"] == 2
-    assert ranking_agreement(crowds(1, 1.01, 3), crowds(2, 1, 3))["num_agreeing"] == 3
+    assert ranking_agreement(made(1, 2, 3), made(10, 20, 30)) == {"num_pairs": 3, "num_agreeing": 3}
+    assert ranking_agreement(made(1, 2, 3), made(1, 3, 2))["num_agreeing"] == 2
+    assert ranking_agreement(made(1, 1.01, 3), made(2, 1, 3))["num_agreeing"] == 3

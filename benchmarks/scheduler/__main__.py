@@ -10,9 +10,9 @@
 ``measure`` replays traces (:mod:`benchmarks.traces`) against a real engine in real time: Poisson arrivals and bursts,
 at shares of what the device can do when it draws one picture after another. Every policy meets the same requests on
 the same networks. ``simulate`` replays traces of the same kind through the same ledger and policies on simulated time
-(:mod:`benchmarks.simulation.fleet`) with the cost model that was measured, says whether it ranks the policies as the
-measurement did, and goes on to fleets. A picture counts as good when it is there within three times what it takes on an
-idle device.
+(:mod:`benchmarks.simulation.fleet`) with the cost model that was measured: the very crowds that were measured, on a
+device as slow as it was then, to see whether the policies come out as measured; larger crowds; fleets. A picture counts
+as good when it is there within three times what it takes on an idle device.
 
 The second line on one H200, from its measured steps (158 ms at 1024², 56 ms at 512²): 41 s to write random weights of
 full size where the folder has none, 6 s to load them, 10 s for Python and calibration. A request takes 0.45 s alone

@@ -10,7 +10,7 @@ from typing import Any, get_args
 from benchmarks import traces
 from benchmarks.simulation.fleet import alone_seconds
 from benchmarks.traces import Arrival, ArrivalProcess, Mix
-from engine.cost_model import CostModel
+from engine.cost_model import CostModel, LinearCost
 from engine.profile import ModelProfile
 
 NUM_SAMPLED = 4000
@@ -36,6 +36,15 @@ class Crowd:
     def num_requests(self) -> int:
         """All of them."""
         return len(self.trace)
+
+
+def slowed(cost: CostModel, factor: float) -> CostModel:
+    """A device that takes so many times as long for everything."""
+
+    def times(part: LinearCost) -> LinearCost:
+        return dataclasses.replace(part, corrections=tuple(factor * value for value in part.corrections))
+
+    return CostModel(step=times(cost.step), text=times(cost.text), vision=times(cost.vision), decode=times(cost.decode))
 
 
 def mean_alone_seconds(profile: ModelProfile, cost: CostModel, mix: Mix, *, seed: int) -> float:

@@ -12,11 +12,11 @@ from typing import Any, get_args
 
 import numpy as np
 
-from benchmarks import engine_flags
+from benchmarks import engine_flags, traces
 from benchmarks.progress import tell
 from benchmarks.scheduler.compare import POLICIES, summary, under_every_policy
-from benchmarks.scheduler.crowds import Crowd, crowds, mean_alone_seconds, mix_as_json
-from benchmarks.simulation.fleet import alone_seconds
+from benchmarks.scheduler.crowds import Crowd, crowds, mean_alone_seconds, mix_as_json, slowed
+from benchmarks.simulation.fleet import KnownCost, alone_seconds
 from benchmarks.traces import Arrival, ArrivalProcess, Mix
 from engine.calibration import calibrated
 from engine.config import EngineConfig
@@ -32,22 +32,31 @@ PLANNED = 0.9
 
 MIN_REQUESTS = 8
 
+NUM_ALONE = 16
+"""Requests drawn alone, one after another, before any crowd."""
+
 
 def measure(arguments: argparse.Namespace) -> None:
     """Every crowd that there is time for. The file is written anew after each."""
     facts = {"command": arguments.command, **engine_flags.facts(arguments)}
     config, runner = engine_flags.load(arguments)
     cost = calibrated(runner, config.profile, config, clock=time.perf_counter)
-    device = Device(config=config, runner=runner, cost=cost)
     mix = Mix(sides_px=arguments.sides, num_steps=arguments.steps, cfg=arguments.cfg)
+    slowness = Device(config=config, runner=runner, cost=cost).slowness(mix, seed=arguments.seed)
+    cost = slowed(cost, slowness)
+    device = Device(config=config, runner=runner, cost=cost)
     mean_s = mean_alone_seconds(config.profile, cost, mix, seed=arguments.seed)
     requests = min(arguments.requests, num_that_fit(arguments.seconds, mean_s, arguments.loads))
-    tell(f"calibrated: a request takes {mean_s:.2f} s alone; {requests} of them to a crowd")
+    tell(
+        f"a request takes {mean_s:.2f} s alone, {slowness:.2f} times what calibration says; "
+        f"{requests} of them to a crowd"
+    )
     result: dict[str, Any] = {
         **facts,
         "mix": mix_as_json(mix),
         "max_batch_tokens": config.max_batch_tokens,
         "max_batch_samples": config.max_batch_samples,
+        "alone_by_calibration": round(slowness, 4),
         "cost_model": cost.to_dict(),
         "requests_of_a_crowd": requests,
         "is_complete": False,
@@ -84,6 +93,24 @@ class Device:
         """What a request takes by itself."""
         return alone_seconds(arrival, self.config.profile, self.cost)
 
+    def slowness(self, mix: Mix, *, seed: int) -> float:
+        """What requests take alone, one after another, as a multiple of what the cost model says.
+
+        Calibration times every shape a few times, on a device that rested before; working for minutes on end is
+        another matter. What is good, and what load a crowd is, hangs on it.
+        """
+        trace = traces.generate(arrivals="poisson", rate_per_s=1.0, duration_s=2.0 * NUM_ALONE, seed=seed + 7, mix=mix)
+        self.runner.text_cache.clear()
+        self.runner.image_cache.clear()
+        engine = FluxEngine(self.config, self.runner, meter=KnownCost(self.cost))
+        predicted_s = 0.0
+        started_s = time.perf_counter()
+        for number, arrival in enumerate(trace[:NUM_ALONE]):
+            predicted_s += engine.submit(_request(number, arrival)).predicted_device_s
+            while engine.has_work:
+                engine.step()
+        return (time.perf_counter() - started_s) / predicted_s
+
     def seconds_of(self, crowd: Crowd) -> float:
         """At least so long a crowd takes."""
         return max(crowd.trace[-1].at_s, sum(self.alone_s(arrival) for arrival in crowd.trace))
@@ -105,6 +132,7 @@ class Device:
         )
         error = stats.cost_model_error
         found["cost_model_error"] = None if error is None else round(error, 4)
+        found["device_s_of_predicted"] = round(stats.device_s / sum(self.alone_s(one) for one in crowd.trace), 3)
         found["requests_per_step"] = round(stats.num_sample_steps / stats.num_steps, 2)
         return found, latencies_s
 

@@ -1,4 +1,4 @@
-"""Shares of good pictures and the latency of small ones by load: lines with crosses measured, dots simulated."""
+"""Good pictures and the latency of small ones, by load: measured, the same simulated, and larger crowds simulated."""
 
 from __future__ import annotations
 
@@ -25,16 +25,19 @@ def plot(arguments: argparse.Namespace) -> None:
     simulated = json.loads(arguments.simulated.read_text())
     figure = Figure(figsize=(10, 6.4), layout="constrained")
     axes = figure.subplots(2, 2, sharex=True)
+    larger = simulated["fleets"][0]["crowds"]
+    sources = ((larger, "-"), (measured["crowds"], "+"), (simulated["twins"], "o"))
     for column, arrivals in enumerate(get_args(ArrivalProcess)):
         for policy in POLICIES:
-            style = {"color": COLOURS[policy], "markersize": 5}
-            for source, marks in ((measured["crowds"], "-+"), (simulated["fleets"][0]["crowds"], "o")):
-                points = [(c["load"], c["policies"][policy]) for c in source if c["arrivals"] == arrivals]
+            for crowds, marks in sources:
+                points = [
+                    (crowd["load"], crowd["policies"][policy]) for crowd in crowds if crowd["arrivals"] == arrivals
+                ]
                 loads = [100 * load for load, _ in points]
-                label = TITLES[policy] if marks == "-+" else None
-                axes[0, column].plot(
-                    loads, [100 * found["good_share"] for _, found in points], marks, label=label, **style
-                )
+                style = {"color": COLOURS[policy], "markersize": 8, "markerfacecolor": "none"}
+                label = TITLES[policy] if marks == "-" else None
+                shares = [100 * found["good_share"] for _, found in points]
+                axes[0, column].plot(loads, shares, marks, label=label, **style)
                 axes[1, column].plot(loads, [found["small_latency_s"]["p95"] for _, found in points], marks, **style)
         axes[0, column].set_title({"poisson": "Poisson arrivals", "bursts": "bursts of eight"}[arrivals])
         axes[1, column].set_xlabel("load, % of the device drawing one after another")
@@ -47,8 +50,12 @@ def plot(arguments: argparse.Namespace) -> None:
     for axis in axes.flat:
         axis.grid(color="#e5e5e5")
         axis.spines[["top", "right"]].set_visible(False)
+    num_measured, num_larger = (
+        crowds[0]["policies"]["first_come"]["num_requests"] for crowds in (measured["crowds"], larger)
+    )
     figure.suptitle(
-        f"{measured['profile']} on {measured['device']}: lines measured, dots simulated with the measured cost model",
+        f"{measured['profile']} on {measured['device']}, crowds of {num_measured}: + measured, "
+        f"o simulated on a device as slow as then;\nlines: crowds of {num_larger}, simulated",
         fontsize=10,
     )
-    figure.savefig(arguments.out)
+    figure.savefig(arguments.out, dpi=80)

@@ -2,7 +2,8 @@
 
 What decides is the real code: every replica has the engine's ledger and scheduling policy, and a fleet that scales has
 the application's own scaler. Only time and devices are made up: a step takes what the cost model says, times a scatter.
-Requests are routed as Ray Serve does: of two replicas drawn at random, to the one with fewer requests.
+Requests are routed as Ray Serve does: of two replicas drawn at random, to the one with fewer requests. Who meets two
+full ones, or a full engine, is refused; who has waited too long goes away.
 """
 
 from __future__ import annotations
@@ -23,10 +24,10 @@ from engine.errors import EngineBusyError
 from engine.ledger import Entry, Ledger
 from engine.profile import DrawnSize, ModelProfile
 from engine.request import ImageRequest
-from engine.scheduler import PolicyName, StepBudget, make_policy
+from engine.scheduler import PolicyName, StepBudget, StepSeconds, make_policy
 
-MAX_WAITING = 100_000
-"""Nothing is refused unless a simulation asks for it: what waits too long is late, and counted so."""
+NO_LIMIT = 10**9
+"""Nobody is refused unless a simulation asks for it: who waits too long is late, and counted so."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -36,7 +37,7 @@ class Outcome:
     Attributes:
         arrival: as in the trace.
         alone_s: what it takes on an idle device.
-        latency_s: from arrival to picture; None where it was refused.
+        latency_s: from arrival to picture; None where it was refused, or went away.
     """
 
     arrival: Arrival
@@ -98,6 +99,9 @@ class FleetSettings:
         profile: which sizes are drawn at what size.
         cost: seconds of everything.
         policy, budget: of every replica.
+        max_requests: that a replica may have, waiting and running (Serve's ``max_ongoing_requests``).
+        max_queued_device_s: work that an engine may have.
+        time_limit_s: after which a caller goes away (the application's ``request_timeout_s``).
         num_replicas: at the start, and for good where nothing scales.
         cold_start_s: from the order to the first step.
         tick_s: how often scaling is asked.
@@ -109,6 +113,9 @@ class FleetSettings:
     cost: CostModel
     policy: PolicyName
     budget: StepBudget
+    max_requests: int = NO_LIMIT
+    max_queued_device_s: float = math.inf
+    time_limit_s: float = math.inf
     num_replicas: int = 1
     cold_start_s: float = 0.0
     tick_s: float = 5.0
@@ -127,7 +134,13 @@ class Replica:
     """One device: a ledger, and the time at which its present step ends."""
 
     def __init__(
-        self, settings: FleetSettings, clock: Callable[[], float], *, ordered_s: float, ready_s: float
+        self,
+        settings: FleetSettings,
+        step_seconds: StepSeconds,
+        clock: Callable[[], float],
+        *,
+        ordered_s: float,
+        ready_s: float,
     ) -> None:
         self.ordered_s, self.ready_s = ordered_s, ready_s
         self.released_s: float | None = None
@@ -136,11 +149,11 @@ class Replica:
         self.num_requests = 0
         self.busy_s = 0.0
         self.ledger: Ledger[None] = Ledger(
-            policy=make_policy(settings.policy, settings.cost.step_seconds),
+            policy=make_policy(settings.policy, step_seconds),
             budget=settings.budget,
             meter=KnownCost(settings.cost),
-            max_waiting=MAX_WAITING,
-            max_queued_device_s=math.inf,
+            max_waiting=NO_LIMIT,
+            max_queued_device_s=settings.max_queued_device_s,
             clock=clock,
         )
 
@@ -164,8 +177,9 @@ class Fleet:
         self._events: list[tuple[float, int, Callable[[], None]]] = []
         self._order = itertools.count()
         self._trace: Sequence[Arrival] = ()
+        self._step_seconds = functools.cache(settings.cost.step_seconds)  # of few shapes, millions of times
+        self._placed: dict[int, Replica] = {}
         self._done_s: dict[int, float] = {}
-        self._refused: set[int] = set()
         self._moments: list[Moment] = []
         self._num_left = 0
 
@@ -177,11 +191,13 @@ class Fleet:
             self._start_replica(ready_s=0.0)
         for number, arrival in enumerate(trace):
             self._at(arrival.at_s, functools.partial(self._arrive, number))
+            if self.settings.time_limit_s < math.inf:
+                self._at(arrival.at_s + self.settings.time_limit_s, functools.partial(self._go_away, number))
         self._at(0.0, self._tick)
         while self._num_left:
             self.now_s, _, event = heapq.heappop(self._events)
             event()
-        ended_s = self.now_s
+        ended_s = max([self.now_s, *self._done_s.values()])
         return Run(
             outcomes=tuple(self._outcome(number) for number in range(len(trace))),
             moments=tuple(self._moments),
@@ -218,7 +234,11 @@ class Fleet:
             self.unplaced.append(number)
             return
         pair = self._rng.sample(serving, min(2, len(serving)))
-        self._submit(number, min(pair, key=lambda replica: replica.num_requests))
+        replica = min(pair, key=lambda replica: replica.num_requests)
+        if replica.num_requests < self.settings.max_requests:
+            self._submit(number, replica)
+        else:
+            self._num_left -= 1
 
     def _submit(self, number: int, replica: Replica) -> None:
         arrival = self._trace[number]
@@ -227,15 +247,24 @@ class Fleet:
         try:
             replica.ledger.submit(request, size, self._work(arrival, size))
         except EngineBusyError:
-            self._refused.add(number)
             self._num_left -= 1
             return
+        self._placed[number] = replica
         replica.num_requests += 1
         if not replica.is_stepping:
             self._begin_step(replica)
 
+    def _go_away(self, number: int) -> None:
+        if number in self.unplaced:
+            self.unplaced.remove(number)
+            self._num_left -= 1
+        elif number in self._placed:  # and not done
+            self._placed[number].ledger.cancel(str(number))
+
     def _begin_step(self, replica: Replica) -> None:
-        _, entries = replica.ledger.begin_step()
+        gone, entries = replica.ledger.begin_step()
+        for one in gone:
+            self._leave(int(one.request_id))
         replica.is_stepping = bool(entries)
         if not entries:
             if replica.is_draining and not replica.num_requests:
@@ -247,8 +276,8 @@ class Fleet:
             for entry in entries
             if entry.num_steps_done == 0
         )
-        row_tokens = [num for entry in entries for num in entry.work.row_tokens]
-        step_s = cost.step_seconds(row_tokens) * math.exp(self._rng.gauss(0.0, self.settings.scatter))
+        row_tokens = tuple(num for entry in entries for num in entry.work.row_tokens)
+        step_s = self._step_seconds(row_tokens) * math.exp(self._rng.gauss(0.0, self.settings.scatter))
         self._at(self.now_s + encode_s + step_s, lambda: self._end_step(replica, entries, encode_s, step_s))
 
     def _end_step(self, replica: Replica, entries: list[Entry[None]], encode_s: float, step_s: float) -> None:
@@ -259,9 +288,9 @@ class Fleet:
                 decode_s = self.settings.cost.decode_seconds(entry.work.num_pixels)
                 busy_s += decode_s
                 replica.ledger.finished(entry)
-                replica.num_requests -= 1
-                self._done_s[int(entry.request.request_id)] = self.now_s + busy_s - encode_s - step_s
-                self._num_left -= 1
+                number = int(entry.request.request_id)
+                self._done_s[number] = self.now_s + busy_s - encode_s - step_s
+                self._leave(number)
         replica.busy_s += busy_s
         self.busy_since_tick_s += busy_s
         rest_s = busy_s - encode_s - step_s
@@ -269,6 +298,10 @@ class Fleet:
             self._at(self.now_s + rest_s, lambda: self._begin_step(replica))
         else:
             self._begin_step(replica)
+
+    def _leave(self, number: int) -> None:
+        self._placed.pop(number).num_requests -= 1
+        self._num_left -= 1
 
     # -- scaling ---------------------------------------------------------------------------------------------------
 
@@ -301,7 +334,7 @@ class Fleet:
                 replica.released_s = self.now_s
 
     def _start_replica(self, *, ready_s: float) -> None:
-        replica = Replica(self.settings, lambda: self.now_s, ordered_s=self.now_s, ready_s=ready_s)
+        replica = Replica(self.settings, self._step_seconds, lambda: self.now_s, ordered_s=self.now_s, ready_s=ready_s)
         self.replicas.append(replica)
         self._at(ready_s, self._place)
 
@@ -320,7 +353,8 @@ class Fleet:
 
     def _outcome(self, number: int) -> Outcome:
         arrival = self._trace[number]
-        latency_s = None if number in self._refused else self._done_s[number] - arrival.at_s
+        done_s = self._done_s.get(number)
+        latency_s = None if done_s is None else done_s - arrival.at_s
         return Outcome(arrival=arrival, alone_s=self._alone_s(arrival), latency_s=latency_s)
 
 
