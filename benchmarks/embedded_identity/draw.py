@@ -1,0 +1,175 @@
+"""The first half: draws everything through the engine, with references prepared by the service's own face stage."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import io
+import json
+import time
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from benchmarks.embedded_identity.asked import JUDGED_STRENGTH, NUM_PROMPTS, PHOTO_PROMPTS, Asked, plan
+from benchmarks.embedded_identity.tars import write_tars
+from embedded.dataset import Views
+from engine.config import EngineConfig
+from engine.engine import load_engine
+from engine.face.detect import YuNetDetector
+from engine.face.prepare import FacePreparer
+from engine.profile import load_profile
+from engine.protocol import ImageEngine
+from engine.request import Failed, Finished, ImageRequest, Reference, RgbImage
+
+SIDE_PX = 256
+
+
+def draw(arguments: argparse.Namespace) -> None:
+    """Draw everything and leave it in ``--out``."""
+    pictures = unseen_people(arguments.data, arguments.people)
+    preparer = FacePreparer(YuNetDetector())
+    references = {}
+    for person, picture in pictures.items():
+        prepared = preparer.prepare(png(picture), media_type="image/png", policy="prefer")
+        references[person] = Reference(crop=prepared.crop, key=prepared.key)
+    model = json.loads((arguments.model_dir / "provenance.json").read_text())
+    engine = opened(arguments, model)
+
+    items = plan(list(pictures))
+    requests = [request(item, references[item.person]) for item in items]
+    files = {f"reference-{person}.jpg": picture for person, picture in pictures.items()}
+    began_s = time.monotonic()
+    files |= drawn(engine, requests)
+    seconds = time.monotonic() - began_s
+    judged = [i for i, item in enumerate(items) if item.series == "default" and item.strength == JUDGED_STRENGTH]
+    eight = [requests[i] for i in judged[: 8 * NUM_PROMPTS : NUM_PROMPTS]]  # each of another person
+    facts = {
+        "people": len(pictures),
+        "pictures": len(items),
+        "drawing_s": round(seconds, 1),
+        "device": arguments.device,
+        "dtype": arguments.dtype,
+        **repeated(engine, eight),
+        "model": model,
+        "items": [dataclasses.asdict(item) | {"name": item.name} for item in items],
+    }
+    for path in arguments.photos:
+        files |= portraits(engine, preparer, path)
+    write_tars(files, facts, arguments.out)
+
+
+def unseen_people(data: Path, count: int) -> dict[int, RgbImage]:
+    """Pictures to be the photos of people who are in no training data, by identity.
+
+    Raises:
+        SystemExit: there are fewer.
+    """
+    views = Views.load(data, "test")
+    chosen = reference_rows(views.records)[:count]
+    if len(chosen) < count:
+        raise SystemExit(f"only {len(chosen)} unseen people in {data}; draw more identities")
+    return {views.records[row]["identity"]: views.picture(row) for row in chosen}
+
+
+def reference_rows(records: Sequence[dict[str, Any]]) -> list[int]:
+    """One view a person to be the photo: to the front, nothing on the face or head where there is such a view."""
+    best: dict[int, tuple[int, int]] = {}
+    for row, record in enumerate(records):
+        shown = record["attributes"]
+        faults = 4 * (shown["eyewear"] == "sunglasses") + 2 * (shown["headwear"] != "none")
+        faults += 2 * (shown["eyewear"] != "none") + (shown["pose"] != "front") + (shown["light"] == "neon light")
+        person = record["identity"]
+        if person not in best or faults < best[person][0]:
+            best[person] = (faults, row)
+    return [row for _, row in best.values()]
+
+
+def opened(arguments: argparse.Namespace, model: dict[str, Any]) -> ImageEngine:
+    """The engine, its autoencoder scaled as the model's ``provenance.json`` says."""
+    profile = load_profile(arguments.profile)
+    factors = {key: model[key] for key in ("scale_factor", "shift_factor")}
+    profile = dataclasses.replace(profile, autoencoder=dataclasses.replace(profile.autoencoder, **factors))
+    return load_engine(
+        EngineConfig(
+            profile=profile,
+            model_dir=str(arguments.model_dir),
+            device=arguments.device,
+            dtype=arguments.dtype,
+            max_batch_samples=arguments.batch,
+            max_batch_tokens=arguments.batch * 1024,
+            max_waiting=10**6,
+        )
+    )
+
+
+def request(item: Asked, reference: Reference) -> ImageRequest:
+    """One picture of the plan."""
+    return ImageRequest(
+        request_id=item.name,
+        prompt=item.prompt,
+        reference=reference,
+        width_px=SIDE_PX,
+        height_px=SIDE_PX,
+        cfg=item.cfg,
+        guidance=item.guidance,
+        seed=item.seed,
+        ip_scale=item.strength,
+    )
+
+
+def repeated(engine: ImageEngine, requests: Sequence[ImageRequest]) -> dict[str, float]:
+    """How far pictures depend on who is drawn beside them, and whether the same batch gives the same again."""
+    together = drawn(engine, requests)
+    apart = {key: picture for one in requests for key, picture in drawn(engine, [one]).items()}
+    again = drawn(engine, requests)
+    return {
+        "batch_of_8_against_alone_mean_levels": mean_difference(together, apart),
+        "same_batch_twice_max_levels": max(int(np.abs(together[k].astype(int) - again[k]).max()) for k in together),
+    }
+
+
+def portraits(engine: ImageEngine, preparer: FacePreparer, photo: Path) -> dict[str, RgbImage]:
+    """The face of a photo, and pictures of who is in it."""
+    prepared = preparer.prepare(photo.read_bytes(), media_type=None, policy="prefer")
+    files = {f"photo-{photo.stem}.jpg": prepared.crop}
+    for index, prompt in enumerate(PHOTO_PROMPTS):
+        one = ImageRequest(
+            request_id=f"photo-{photo.stem}-{index}.jpg",
+            prompt=prompt,
+            reference=Reference(crop=prepared.crop, key=prepared.key),
+            width_px=SIDE_PX,
+            height_px=SIDE_PX,
+            seed=index,
+        )
+        files |= drawn(engine, [one])
+    return files
+
+
+def drawn(engine: ImageEngine, requests: Iterable[ImageRequest]) -> dict[str, RgbImage]:
+    """Pictures by request id. Raises what the engine failed with."""
+    for request in requests:
+        engine.submit(request)
+    pictures: dict[str, RgbImage] = {}
+    while engine.has_work:
+        for event in engine.step():
+            if isinstance(event, Failed):
+                raise event.error
+            if isinstance(event, Finished):
+                pictures[event.request_id] = event.image
+    return pictures
+
+
+def png(picture: RgbImage) -> bytes:
+    """A picture's file."""
+    buffer = io.BytesIO()
+    Image.fromarray(picture).save(buffer, format="PNG")
+    return buffer.getvalue()
+
+
+def mean_difference(left: dict[str, RgbImage], right: dict[str, RgbImage]) -> float:
+    """Mean absolute difference in grey levels."""
+    return round(float(np.mean([np.abs(left[key].astype(int) - right[key]).mean() for key in left])), 4)
