@@ -22,7 +22,7 @@ NUM_APPROACHES = 4
 
 
 def simulate(arguments: argparse.Namespace) -> None:
-    """Every fleet size, every crowd, every policy; and whether one replica ranks them as was measured."""
+    """The measured crowds again; then every fleet size, crowd and policy. The file is written anew after each size."""
     measured = json.loads((arguments.measured or arguments.full_size).read_text())
     if arguments.full_size:
         measured = as_measured(measured)
@@ -31,7 +31,15 @@ def simulate(arguments: argparse.Namespace) -> None:
     budget = StepBudget(max_samples=measured["max_batch_samples"], max_tokens=measured["max_batch_tokens"])
     settings = FleetSettings(profile=profile, cost=cost, policy="shortest_remaining", budget=budget, tick_s=1e6)
     twins = [twin_of(settings, mix, crowd, seed=arguments.seed) for crowd in measured["crowds"]]
-    fleets = []
+    result: dict[str, Any] = {
+        "command": arguments.command,
+        "basis": str(arguments.measured or arguments.full_size),
+        "profile": profile.name,
+        "rankings": ranking_agreement(measured["crowds"], twins),
+        "twins": twins,
+        "fleets": [],
+    }
+    tell(f"rankings: {result['rankings']}")
     for num_replicas in arguments.replicas:
         made = crowds(
             profile,
@@ -45,17 +53,8 @@ def simulate(arguments: argparse.Namespace) -> None:
         tell(f"{num_replicas} replicas")
         on_fleet = functools.partial(replay, dataclasses.replace(settings, num_replicas=num_replicas), cost)
         found = [under_every_policy(crowd, on_fleet) for crowd in made]
-        fleets.append({"num_replicas": num_replicas, "crowds": found})
-    result = {
-        "command": arguments.command,
-        "basis": str(arguments.measured or arguments.full_size),
-        "profile": profile.name,
-        "rankings": ranking_agreement(measured["crowds"], twins),
-        "twins": twins,
-        "fleets": fleets,
-    }
-    arguments.out.write_text(json.dumps(result, indent=1) + "\n")
-    print(json.dumps(result["rankings"], indent=1))
+        result["fleets"].append({"num_replicas": num_replicas, "crowds": found})
+        arguments.out.write_text(json.dumps(result, indent=1) + "\n")
 
 
 def twin_of(settings: FleetSettings, mix: Mix, measured: dict[str, Any], *, seed: int) -> dict[str, Any]:
