@@ -20,7 +20,7 @@ from serve_app.local import inside
 from serve_app.local.inside import Plan
 from serve_app.local.relay import Address
 from serve_app.local.server import ConfigRefusedError, LocalServer, ServerFailedError, _read_events, in_words
-from tests.answering_server import answering, drawn, picture_bytes, refused
+from tests.answering_server import Canned, answering, drawn, picture_bytes, refused
 
 NOWHERE = Address(host="127.0.0.1", port=9)  # discard; nothing listens
 
@@ -123,12 +123,12 @@ def test_a_plan_survives_the_command_line() -> None:
 
 @pytest.mark.parametrize(("answer", "status"), [(drawn(), 0), (refused(400), 2), (refused(500), 5)])
 def test_the_demos_exit_code_is_the_clients(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, answer: object, status: int
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, answer: Canned, status: int
 ) -> None:
     reference = tmp_path / "ref.jpg"
     reference.write_bytes(picture_bytes())
     flags = ("--prompt", "p", "--reference-image", str(reference), "--output", str(tmp_path / "out.jpg"))
-    with answering([answer]) as service:  # type: ignore[list-item]
+    with answering([answer]) as service:
         address = Address(host="127.0.0.1", port=int(service.url.rpartition(":")[2]))
         running = saying(deploying("RUNNING", Ingress="HEALTHY"), log=tmp_path / "log", address=address)
         monkeypatch.setattr(inside, "local_server", lambda *arguments: running)

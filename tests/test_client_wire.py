@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from serve_app.client import Client, is_loopback
+from serve_app.client import Client, ImageFormat, is_loopback
 from serve_app.client_answer import ClientError
 from serve_app.exit_codes import ExitCode
 from tests.answering_server import Canned, answering, drawn, picture_bytes, refused
@@ -56,11 +56,11 @@ def test_the_picture_and_what_the_headers_say() -> None:
     assert server.headers[0]["Content-Type"] == "application/json"
 
 
-@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
-def test_every_format_is_asked_for_and_checked(kind: str) -> None:
-    with answering([drawn(kind)]) as server:
-        picture = client(server.url).draw(BODY, kind.lower())  # type: ignore[arg-type]
-    assert picture.media_type == server.headers[0]["Accept"] == f"image/{kind.lower()}"
+@pytest.mark.parametrize("image_format", ["jpeg", "png", "webp"])
+def test_every_format_is_asked_for_and_checked(image_format: ImageFormat) -> None:
+    with answering([drawn(image_format.upper())]) as server:
+        picture = client(server.url).draw(BODY, image_format)
+    assert picture.media_type == server.headers[0]["Accept"] == f"image/{image_format}"
 
 
 def test_a_service_that_says_nothing_about_cost_is_no_error() -> None:

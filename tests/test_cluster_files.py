@@ -179,7 +179,7 @@ def test_no_pod_can_be_reached_but_at_the_entrance(rayservice: dict[str, Any]) -
 
 def test_one_image_of_one_version_everywhere(cluster: dict[str, Any], rayservice: dict[str, Any]) -> None:
     dockerfile = (ROOT / "deploy" / "Dockerfile").read_text(encoding="utf-8")
-    assert re.search(r"^FROM rayproject/ray:(\S+)-py311$", dockerfile, flags=re.MULTILINE)[1] == RAY_VERSION  # type: ignore[index]
+    assert re.findall(r"^FROM rayproject/ray:(\S+)-py311$", dockerfile, flags=re.MULTILINE) == [RAY_VERSION]
     config = rayservice["spec"]["rayClusterConfig"]
     assert config["rayVersion"] == RAY_VERSION
     images = set(re.findall(r"image: (\S+)", MANIFEST.read_text(encoding="utf-8")))

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 
 from engine.config import EngineConfig
 from engine.cost_meter import CostMeter
@@ -25,6 +27,7 @@ from engine.errors import (
     RequestCancelledError,
 )
 from engine.request import EngineEvent, Failed, Finished, ImageRequest, Reference, StepProgress
+from engine.runner import Row
 from engine.weights.untrained import write_untrained
 from tests.tiny import tiny_profile
 
@@ -57,7 +60,7 @@ def reference(seed: int) -> Reference:
     return Reference(embedding=rng.standard_normal(20).astype(np.float32), key=f"face-{seed}")
 
 
-def request(seed: int, **changes: object) -> ImageRequest:
+def request(seed: int, **changes: Any) -> ImageRequest:
     base = ImageRequest(
         request_id=f"r{seed}",
         prompt=f"person number {seed}",
@@ -67,7 +70,7 @@ def request(seed: int, **changes: object) -> ImageRequest:
         num_steps=3,
         seed=seed,
     )
-    return dataclasses.replace(base, **changes)  # type: ignore[arg-type]
+    return dataclasses.replace(base, **changes)
 
 
 MIX = [
@@ -146,9 +149,9 @@ def test_a_request_that_joins_midway_changes_nothing(engine: FluxEngine) -> None
     ],
     ids=lambda change: next(iter(change)),
 )
-def test_everything_a_request_chooses_matters(engine: FluxEngine, change: dict[str, object]) -> None:
+def test_everything_a_request_chooses_matters(engine: FluxEngine, change: dict[str, Any]) -> None:
     base = draw(engine, MIX[0])["r0"]
-    changed = draw(engine, dataclasses.replace(MIX[0], **change))["r0"]  # type: ignore[arg-type]
+    changed = draw(engine, dataclasses.replace(MIX[0], **change))["r0"]
     assert difference(base, changed) > 2 * PIXEL_TOLERANCE
 
 
@@ -258,8 +261,8 @@ def test_waiting_requests_are_bounded(config: EngineConfig) -> None:
         ({"reference": Reference(embedding=np.ones(7, np.float32), key="k")}, "expected (20,)"),
     ],
 )
-def test_bad_requests_end_alone(engine: FluxEngine, change: dict[str, object], words: str) -> None:
-    bad = dataclasses.replace(request(0), **change)  # type: ignore[arg-type]
+def test_bad_requests_end_alone(engine: FluxEngine, change: dict[str, Any], words: str) -> None:
+    bad = dataclasses.replace(request(0), **change)
     engine.submit(request(1))
     try:
         engine.submit(bad)
@@ -282,7 +285,7 @@ def test_out_of_memory_ends_the_request_that_does_not_fit(engine: FluxEngine, mo
     alone = draw(engine, request(1))["r1"]
     velocity = engine._runner.velocity
 
-    def small_device(rows):  # type: ignore[no-untyped-def]
+    def small_device(rows: Sequence[Row]) -> tuple[Tensor, ...]:
         if sum(len(row.tokens) for row in rows) > 16:
             raise torch.OutOfMemoryError("CUDA out of memory")
         return velocity(rows)
@@ -310,7 +313,7 @@ def test_infinite_values_are_an_error_not_a_picture(engine: FluxEngine, monkeypa
 
 
 def test_a_broken_step_stops_the_engine_for_good(engine: FluxEngine, monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(rows):  # type: ignore[no-untyped-def]
+    def broken(rows: Sequence[Row]) -> tuple[Tensor, ...]:
         raise RuntimeError("CUDA error: device-side assert triggered")
 
     monkeypatch.setattr(engine._runner, "velocity", broken)

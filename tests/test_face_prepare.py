@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -222,6 +224,6 @@ def test_decoding_errors_pass_through() -> None:
 
 
 @pytest.mark.parametrize("settings", [{"margin": -0.1}, {"crop_size_px": 0}])
-def test_nonsense_settings_are_refused(settings: dict[str, float]) -> None:
+def test_nonsense_settings_are_refused(settings: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="margin must be 0 or more and crop_size_px positive"):
-        FacePreparer(ScriptedDetector(), **settings)  # type: ignore[arg-type]
+        FacePreparer(ScriptedDetector(), **settings)

@@ -7,7 +7,8 @@ import dataclasses
 import random
 import threading
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -21,9 +22,9 @@ from engine.request import EngineEvent, Failed, Finished, ImageRequest, Queued, 
 PROFILE = load_profile("embedded")
 
 
-def request(index: int, **changes: object) -> ImageRequest:
+def request(index: int, **changes: Any) -> ImageRequest:
     base = ImageRequest(request_id=f"r{index}", prompt="a", width_px=64, height_px=64, num_steps=3, seed=index)
-    return dataclasses.replace(base, **changes)  # type: ignore[arg-type]
+    return dataclasses.replace(base, **changes)
 
 
 class HeldEngine(FakeEngine):
@@ -39,7 +40,7 @@ class HeldEngine(FakeEngine):
         self.gate.acquire()
 
 
-def run(scenario) -> None:  # type: ignore[no-untyped-def]
+def run(scenario: Callable[[], Awaitable[None]]) -> None:
     async def bounded() -> None:
         await asyncio.wait_for(scenario(), timeout=30)
 

@@ -12,6 +12,7 @@ from serve_app.data_url import parse
 from serve_app.near_faces import NearFaces
 from serve_app.sample import SAMPLE_FACE_URL
 from serve_app.stages import FaceJob, FaceResult
+from serve_app.wrapped_backend import WrappedBackend
 from tests.asgi import Service, with_service
 
 JOB = FaceJob(data=b"picture", media_type="image/png", policy="prefer", provider="CPU")
@@ -45,12 +46,12 @@ def test_whatever_changes_the_result_is_asked_for_again(change: dict[str, Any]) 
         prepared = await service.stages.prepare(sample_job())
         asked: list[FaceJob] = []
 
-        class Stage:
+        class Stage(WrappedBackend):
             async def prepare(self, job: FaceJob) -> FaceResult:
                 asked.append(job)
                 return prepared
 
-        near = NearFaces(Stage(), cache_bytes=10**6)  # type: ignore[arg-type]
+        near = NearFaces(Stage(service.stages), cache_bytes=10**6)
         await near.prepare(JOB)
         assert (await near.prepare(JOB)).is_cached
         await near.prepare(dataclasses.replace(JOB, **change))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -112,7 +113,7 @@ def test_the_number_of_adapter_tokens_is_read_from_the_file(folder: Path) -> Non
     assert networks.adapter.encode(torch.zeros(1, 20)).keys.shape[2] == 4
 
 
-BAD_FILES = {
+BAD_FILES: dict[str, tuple[str, dict[str, Tensor | None], str]] = {
     "missing key": (FILES.transformer, {"img_in.weight": None}, "key img_in.weight is missing"),
     "unexpected key": (FILES.transformer, {"lora.weight": torch.ones(1)}, "key lora.weight does not belong"),
     "wrong shape": (
@@ -142,7 +143,7 @@ BAD_FILES = {
 @pytest.mark.parametrize("case", BAD_FILES)
 def test_a_file_that_does_not_fit_is_refused(folder: Path, case: str) -> None:
     name, change, words = BAD_FILES[case]
-    rewrite(folder, name, change)  # type: ignore[arg-type]
+    rewrite(folder, name, change)
     with pytest.raises(ModelLoadError) as caught:
         load_all(folder)
     assert str(caught.value).startswith(name)
@@ -312,7 +313,7 @@ def test_vision_tower_equals_transformers_and_loads_from_a_whole_clip_file(folde
     assert torch.equal(again.network.visual_projection.weight, whole.visual_projection.weight)
 
 
-def transformers_model(cls, config, file: Path, folder: Path):  # type: ignore[no-untyped-def]
+def transformers_model(cls: Any, config: Any, file: Path, folder: Path) -> Any:
     """A transformers model that reads the file by its own means."""
     folder.mkdir()
     config.save_pretrained(folder)
