@@ -119,7 +119,8 @@ class Device:
         """See :data:`benchmarks.scheduler.compare.Replay`."""
         self.runner.text_cache.clear()  # no policy shall profit from what those before it encoded
         self.runner.image_cache.clear()
-        engine = FluxEngine(dataclasses.replace(self.config, policy=policy), self.runner, meter=CostMeter(self.cost))
+        meter = CostMeter(self.cost)
+        engine = FluxEngine(dataclasses.replace(self.config, policy=policy), self.runner, meter=meter)
         done_s, ended_s = drawn(engine, crowd)
         latencies_s = [done_s[number] - arrival.at_s for number, arrival in enumerate(crowd.trace)]
         stats = engine.stats()
@@ -132,6 +133,7 @@ class Device:
         )
         error = stats.cost_model_error
         found["cost_model_error"] = None if error is None else round(error, 4)
+        found["step_corrections"] = [round(value, 3) for value in meter.model.step.corrections]
         found["device_s_of_predicted"] = round(stats.device_s / sum(self.alone_s(one) for one in crowd.trace), 3)
         found["requests_per_step"] = round(stats.num_sample_steps / stats.num_steps, 2)
         return found, latencies_s
