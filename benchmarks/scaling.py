@@ -13,7 +13,7 @@ settings of each: ways compare at equal cost, or at an equal share of pictures i
 Replicas are the engine's own ledger and default policy on simulated time (:mod:`benchmarks.simulation.fleet`), with the
 limits of ``serve_config.yaml``. A day has a night, a morning, an evening peak and bursts, and is shortened, all rates
 being kept, so that large fleets can be simulated; cold starts and delays are not shortened, which makes scaling look
-worse than it is. All sizes together take 13 minutes of one core.
+worse than it is. All sizes together take about a quarter of an hour of one core.
 """
 
 from __future__ import annotations
