@@ -44,7 +44,7 @@ from engine.cost_model import CostModel
 from engine.profile import load_profile
 from engine.scheduler import StepBudget
 from serve_app.scaling.decision import Scaler, Snapshot
-from serve_app.scaling.rules import ScalingRules
+from serve_app.scaling.rules import USUAL_MAX_UTILISATION, ScalingRules
 
 MONDAY = datetime.datetime(2026, 3, 2, tzinfo=datetime.UTC)
 
@@ -191,7 +191,7 @@ class Day:
             "fixed for the peak": self.served("fixed for the peak", num_replicas=self.max_replicas),
             "fixed for the mean": self.served("fixed for the mean", num_replicas=num_for_mean),
             "by requests": self.served("by requests", scaling=ByRequests(self.max_replicas, per_replica=2.0)),
-            "by work": self.served("by work", scaling=self.by_work(0.7)),
+            "by work": self.served("by work", scaling=self.by_work(USUAL_MAX_UTILISATION)),
             "by work, half busy": self.served("by work, half busy", scaling=self.by_work(0.5)),
         }
 

@@ -117,6 +117,10 @@ class Price:
         """What is left of it once it is encoded."""
         return num_steps_left * self.step_s + self.decode_s
 
+    def seconds(self, num_steps: int) -> float:
+        """All of it."""
+        return self.encode_s + self.seconds_from(num_steps)
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class CostModel:
@@ -167,12 +171,7 @@ class CostModel:
 
     def request_seconds(self, work: RequestWork) -> float:
         """A whole request, alone on the device."""
-        price = self.price(work)
-        return price.encode_s + price.seconds_from(work.num_steps)
-
-    def remaining_seconds(self, work: RequestWork, *, num_steps_done: int) -> float:
-        """What is left of a request that is encoded already, alone on the device."""
-        return self.price(work).seconds_from(work.num_steps - num_steps_done)
+        return self.price(work).seconds(work.num_steps)
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON holds it."""

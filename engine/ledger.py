@@ -140,8 +140,7 @@ class Ledger(Generic[D]):
                 raise InvalidRequestError(f"request id {request.request_id} is already in the engine")
             now_s = self._clock()
             here = self._candidates()
-            price = self._price(work)
-            own_s = price.encode_s + price.seconds_from(work.num_steps)
+            own_s = self._price(work).seconds(work.num_steps)
             queued_s = sum(candidate.remaining_device_s for candidate in here)
             entry: Entry[D] = Entry(
                 request=request, size=size, work=work, arrival_s=now_s, first_come_s=now_s + queued_s + own_s
@@ -307,12 +306,11 @@ class Ledger(Generic[D]):
 
     def _candidate(self, entry: Entry[D]) -> Candidate:
         work, price = entry.work, self._price(entry.work)
-        left_s = price.seconds_from(work.num_steps - entry.num_steps_done)
-        is_started = entry.started_s is not None
+        num_left, is_started = work.num_steps - entry.num_steps_done, entry.started_s is not None
         entry.candidate = Candidate(
             request_id=entry.request.request_id,
             arrival_s=entry.arrival_s,
-            remaining_device_s=left_s if is_started else price.encode_s + left_s,
+            remaining_device_s=price.seconds_from(num_left) if is_started else price.seconds(num_left),
             first_come_s=entry.first_come_s,
             num_rows=work.num_rows,
             num_tokens_per_row=work.num_tokens_per_row,

@@ -132,10 +132,10 @@ def test_the_error_is_the_median_of_what_was_predicted_before_each_step() -> Non
 def test_a_request_is_priced_by_its_stages() -> None:
     step_s, decode_s = MODEL.step_seconds((1536, 1536)), MODEL.decode_seconds(512 * 512)
     assert MODEL.request_seconds(WORK) == pytest.approx(2 * 0.04 + 0.02 + 20 * step_s + decode_s)
-    assert MODEL.remaining_seconds(WORK, num_steps_done=15) == pytest.approx(5 * step_s + decode_s)
-    assert MODEL.remaining_seconds(WORK, num_steps_done=20) == pytest.approx(decode_s)
+    assert MODEL.price(WORK).seconds_from(5) == pytest.approx(5 * step_s + decode_s)
+    assert MODEL.price(WORK).seconds_from(0) == pytest.approx(decode_s)
     cached = dataclasses.replace(WORK, num_prompts=0, num_references=0)
-    assert MODEL.request_seconds(cached) == MODEL.remaining_seconds(cached, num_steps_done=0)
+    assert MODEL.request_seconds(cached) == MODEL.price(cached).seconds_from(cached.num_steps)
 
 
 def test_stages_are_corrected_each_on_its_own() -> None:

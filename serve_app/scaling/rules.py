@@ -12,6 +12,8 @@ WEEKDAYS: Final = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
 MIN_RATE_WINDOW_S: Final = 10.0
 """Arrivals are averaged over as long as a start takes, and no shorter than this: single requests are no trend."""
 
+USUAL_MAX_UTILISATION: Final = 0.7
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class WarmHours:
@@ -62,7 +64,7 @@ class ScalingRules:
     cold_start_s: float
     hold_s: float
     idle_to_zero_s: float
-    max_utilisation: float = 0.7
+    max_utilisation: float = USUAL_MAX_UTILISATION
     warm_hours: tuple[WarmHours, ...] = ()
     time_zone: datetime.tzinfo = datetime.UTC
 

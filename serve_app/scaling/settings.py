@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
-from serve_app.scaling.rules import WEEKDAYS, ScalingRules, WarmHours
+from serve_app.scaling.rules import USUAL_MAX_UTILISATION, WEEKDAYS, ScalingRules, WarmHours
 from serve_app.strict import StrictSettings
 
 POLICY = "serve_app.scaling.policy:WorkPolicy"
@@ -54,7 +54,7 @@ class ScalingSettings(StrictSettings):
     hold_s: float = Field(ge=0.0)
     idle_to_zero_s: float = Field(ge=0.0)
     request_s: float = Field(gt=0.0)
-    max_utilisation: float = Field(default=0.7, gt=0.0, le=1.0)
+    max_utilisation: float = Field(default=USUAL_MAX_UTILISATION, gt=0.0, le=1.0)
     warm_hours: list[WarmHoursSettings] = Field(default_factory=list)
     time_zone: Annotated[str, AfterValidator(_time_zone)] = "UTC"
 
