@@ -13,6 +13,7 @@ Floats = NDArray[np.floating[Any]]
 Ints = NDArray[np.int32]
 
 SKIN, EYE_LEFT, EYE_RIGHT, TEETH_UPPER, TEETH_LOWER, TONGUE, LASHES = range(7)  # `part` values, from `body_build`
+NUM_FACE_POINTS = 128
 _MUSCLES = (("minmuscle", 0.0), ("averagemuscle", 0.5), ("maxmuscle", 1.0))
 _WEIGHTS = (("minweight", 0.0), ("averageweight", 0.5), ("maxweight", 1.0))
 
@@ -98,6 +99,7 @@ class Body:
         self._head_center: Floats | None = None
         self.template = self.shape(MEAN_MACRO, {})
         self._head_center = _head_center(np.stack(list(self.template.joints.values())), self._joint_names)
+        self.face_points: Ints = _spread_over_face(self.template.vertices, self.part)  # (NUM_FACE_POINTS,)
 
     @property
     def action_names(self) -> tuple[str, ...]:
@@ -139,6 +141,19 @@ class Body:
         x, y, z = total = faces.take(self._around, axis=1).sum(1)
         unit: Floats = total / np.maximum(np.sqrt(x * x + y * y + z * z), 1e-12)
         return np.ascontiguousarray(unit.T)
+
+
+def _spread_over_face(vertices: Floats, part: Ints) -> Ints:
+    """Vertices of the face's skin as far from each other as can be (farthest-point sampling, from the nose's tip)."""
+    x, y, z = vertices.T
+    face = np.flatnonzero((part == SKIN) & (z > 0.55) & (y > 6.3) & (y < 8.1) & (np.abs(x) < 0.8))
+    points = vertices[face]
+    chosen = [int(points[:, 2].argmax())]
+    away = np.full(len(face), np.inf)
+    while len(chosen) < NUM_FACE_POINTS:
+        away = np.minimum(away, np.linalg.norm(points - points[chosen[-1]], axis=1))
+        chosen.append(int(away.argmax()))
+    return face[chosen].astype(np.int32)
 
 
 def _head_center(joints: Floats, names: list[str]) -> Floats:

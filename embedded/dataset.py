@@ -63,6 +63,9 @@ class Plan:
     def paths(self, shard: int) -> tuple[Path, Path]:
         return self.out / f"images-{shard:05d}.npy", self.out / f"views-{shard:05d}.jsonl"
 
+    def shapes_path(self, shard: int) -> Path:
+        return self.out / f"shapes-{shard:05d}.npy"
+
     def manifest(self) -> dict[str, Any]:
         settings = {key: value for key, value in dataclasses.asdict(self).items() if key not in ("out", "body")}
         return settings | {"version": VERSION, "body_sha256": hashlib.sha256(self.body.read_bytes()).hexdigest()}
@@ -78,10 +81,11 @@ def attributes(person: Person, scene: Scene) -> dict[str, Any]:
 
 def make_shard(plan: Plan, shard: int, renderer: Any) -> int:
     """Draws and writes one shard; returns its number of pictures."""
-    pictures, lines = [], []
+    pictures, lines, shapes = [], [], []
     for index in plan.identities(shard):
         person = sample_person(plan.seed, index, renderer.body.local_names)
         figure = renderer.figure(person)
+        shapes.append(figure.vertices[renderer.body.face_points])
         scenes = [sample_scene(plan.seed, person, view) for view in range(plan.num_views)]
         for scene, picture in zip(scenes, renderer.draw_views(figure, scenes), strict=True):
             pictures.append(picture.image)
@@ -94,6 +98,7 @@ def make_shard(plan: Plan, shard: int, renderer: Any) -> int:
                 "points_px": picture.points_px.round(2).tolist(),
             }
             lines.append(json.dumps(record))
+    np.save(plan.shapes_path(shard), np.stack(shapes).astype(np.float32))
     images, views = plan.paths(shard)
     partial = images.with_suffix(".partial")
     with partial.open("wb") as file:

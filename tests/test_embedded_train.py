@@ -16,7 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from embedded.train import distill as distillation
 from embedded.train import export, flow
 from embedded.train.autoencoder import AutoencoderSettings, encoded, factors, train_autoencoder
-from embedded.train.batches import Batches, Drops, contrast
+from embedded.train.batches import Batches, Drops, contrast, face_shares, shape_scores
 from embedded.train.captions import token_ids
 from embedded.train.corpus import Corpus, load_corpus
 from embedded.train.distill import DistillSettings, distill, guided_velocity
@@ -89,6 +89,7 @@ def write_people(folder: Path) -> None:
                 }
             )
     np.save(folder / "images-00000.npy", np.stack(pictures))
+    np.save(folder / "shapes-00000.npy", rng.normal(size=(len(SPLITS), 20, 3)).astype(np.float32))
     lines = "\n".join(json.dumps(record, default=int) for record in records)
     (folder / "views-00000.jsonl").write_text(lines + "\n")
 
@@ -138,21 +139,22 @@ def trained(tmp_path_factory: pytest.TempPathFactory, one_thread: None) -> Train
         WORLD,
         profile,
         Batches(corpus, latents, profile, WORLD, seed=2),
-        FlowSettings(batch=8, contrast_rows=4, warm_up_steps=5, average_decay=0.9, learning_rate=4e-3),
+        FlowSettings(batch=8, looking_batch=6, warm_up_steps=5, average_decay=0.9, learning_rate=4e-3),
         seconds=1,
         seed=0,
         checkpoint=folder / "flow.pt",
         max_steps=40,
     )
     export.write_model(learner, autoencoder, profile, folder / "model", provenance={"script": "test"})
+    batches = Batches(corpus, latents, profile, WORLD, seed=9)
     return Trained(
         profile=profile,
         folder=folder,
         autoencoder=autoencoder,
         learner=learner,
-        batches=Batches(corpus, latents, profile, WORLD, seed=9),
+        batches=batches,
         before=before,
-        after=measured_on(WORLD, learner, Batches(corpus, latents, profile, WORLD, seed=9)),
+        after=measured_on(WORLD, learner, batches),
         autoencoder_losses=(losses[0][1]["reconstruction"], losses[1][1]["reconstruction"]),
         measured=measured,
     )
@@ -225,7 +227,7 @@ def test_a_stopped_run_goes_on(trained: Trained) -> None:
         world,
         trained.profile,
         trained.batches,
-        FlowSettings(batch=4, contrast_rows=2, average_decay=0.9),
+        FlowSettings(batch=4, average_decay=0.9),
         seconds=1,
         seed=0,
         checkpoint=trained.folder / "flow.pt",
@@ -251,7 +253,7 @@ def test_guidance_one_at_full_strength_is_the_teacher_and_strength_zero_is_nobod
         txt, vec = teacher.read(batch.tokens)
         blank_txt, blank_vec = teacher.read(batches.empty)
         one = torch.ones(4)
-        given = Conditions(txt=txt, vec=vec, embeddings=teacher.look(batch.crops), scale=one, guidance=one)
+        given = Conditions(txt=txt, vec=vec, embeddings=batch.embeddings, scale=one, guidance=one)
         blank = dataclasses.replace(given, txt=blank_txt.expand_as(txt), vec=blank_vec.expand_as(vec))
         settings = DistillSettings()
         plain = teacher.velocity(batch.noisy, batch.sigma, given)
@@ -341,6 +343,55 @@ def test_updates_are_orthogonal_block_by_block() -> None:
     assert float(wide.detach().pow(2).mean().sqrt()) == pytest.approx(0.2, rel=0.2)
 
 
+def test_a_face_covers_its_share_of_every_token() -> None:
+    faces = torch.tensor([[128.0, 128.0, 256.0], [32.0, 48.0, 16.0], [8.0, 8.0, 32.0]])
+    everywhere, four, corner = face_shares(faces, 16, 256).unflatten(1, (16, 16))
+    assert bool((everywhere == 1).all())
+    assert float(four.sum()) == 1  # 16 pixels a side are one token's area, here over four of them
+    assert bool((four[2:4, 1:3] == 0.25).all())
+    assert float(corner.sum()) == 1.5**2  # what lies outside the picture is not counted
+
+
+def test_faces_count_more(trained: Trained) -> None:
+    batch = trained.batches.batch(4, Drops(), sigma=torch.full((4,), 0.6))
+    wrong = batch.velocity.clone()
+    wrong[batch.is_face == 0] += 1.0
+    plain, _ = batch.losses(wrong, batch.velocity, face_weight=1.0)
+    lenient, (everywhere, on_faces) = batch.losses(wrong, batch.velocity, face_weight=5.0)
+    assert float(on_faces) == 0
+    assert float(plain) == pytest.approx(float(everywhere)) == pytest.approx(float((batch.is_face == 0).float().mean()))
+    assert 0 < float(lenient) < float(plain)
+
+
+def test_references_are_of_the_same_person(trained: Trained) -> None:
+    batches, corpus = trained.batches, corpus_of(trained)
+    people = iter(range(10**6))
+
+    def look(crops: torch.Tensor) -> torch.Tensor:  # says which rows it was shown, in the order that look() takes them
+        return torch.tensor([[float(next(people) % len(corpus))] for _ in crops])
+
+    own = Batches(corpus, batches.latents, trained.profile, WORLD, seed=3)
+    with pytest.raises(RuntimeError, match="look"):
+        own.batch(4, Drops(), sigma=torch.full((4,), 0.5))
+    own.look(look)
+    batch = own.batch(64, Drops(), sigma=torch.full((64,), 0.5))
+    seen = batch.embeddings[:, 0].long()
+    assert torch.equal(seen // corpus.num_views, batch.rows // corpus.num_views)
+    assert not bool((seen == batch.rows).any())
+
+
+def test_shape_scores_keep_what_differs_most() -> None:
+    generator = torch.Generator().manual_seed(1)
+    wide = torch.randn(50, 1, generator=generator)
+    narrow = torch.randn(50, 1, generator=generator)
+    shapes = torch.cat([4 * wide, narrow, torch.zeros(50, 4)], dim=1) + 7
+    scores = shape_scores(shapes, count=2)
+    assert scores.square().mean() == pytest.approx(1)
+    spread = scores.std(0)
+    assert float(spread[1] / spread[0]) == pytest.approx(2, rel=0.2)  # a deviation of 4 counts twice one of 1
+    assert abs(float(torch.corrcoef(torch.cat([scores[:, 1:], wide], 1).T)[0, 1])) > 0.99
+
+
 def test_contrast_is_least_where_pairs_agree_and_forgives_doubles() -> None:
     one = torch.eye(4)
     people = torch.arange(4)
@@ -372,14 +423,11 @@ class NothingReadBack(TorchDispatchMode):
 
 
 def test_a_step_can_be_recorded(trained: Trained) -> None:
-    settings = FlowSettings(batch=4, contrast_rows=2)
     learner = Learner(trained.profile)
-    flow._losses(WORLD, learner, trained.batches, settings)  # constants are made once
+    black = learner.look_at_black().detach()
     with NothingReadBack():
-        loss, shown = flow._losses(WORLD, learner, trained.batches, settings)
-    assert torch.allclose(loss, shown[0] + settings.contrast_weight * shown[1])
-    with NothingReadBack():
-        distillation._losses(WORLD, trained.learner, learner, trained.batches, DistillSettings(batch=4))
+        flow._losses(WORLD, learner, trained.batches, black, FlowSettings(batch=4))
+        distillation._losses(WORLD, trained.learner, learner, trained.batches, black, DistillSettings(batch=4))
     with pytest.raises(AssertionError), NothingReadBack():
         float(torch.ones(()))
 

@@ -6,6 +6,7 @@ import argparse
 import dataclasses
 import io
 import json
+import math
 import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -101,7 +102,9 @@ def opened(arguments: argparse.Namespace, model: dict[str, Any]) -> ImageEngine:
             dtype=arguments.dtype,
             max_batch_samples=arguments.batch,
             max_batch_tokens=arguments.batch * 1024,
+            policy="static_batches",
             max_waiting=10**6,
+            max_queued_device_s=math.inf,
         )
     )
 

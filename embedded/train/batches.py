@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -15,6 +16,9 @@ from embedded.train.references import reference_crops
 from embedded.train.world import World
 from engine.profile import ModelProfile
 
+LOOKS = 4
+"""How often each picture is looked at as a reference, each time changed anew."""
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Batch:
@@ -25,8 +29,9 @@ class Batch:
         clean: (B, L, in_channels) float32, latents of the targets as tokens, mean 0 and deviation 1.
         noise: as ``clean``.
         sigma: (B,) in (0, 1).
+        is_face: (B, L) the share of each token's square that is face.
         tokens: captions, (B, T) and (B, 77); some empty.
-        crops: (B, 3, 224, 224) of another view of each person.
+        embeddings: (B, projection_dim) of another view of each person.
         is_nobody: (B,) bool: no reference is shown.
     """
 
@@ -34,8 +39,9 @@ class Batch:
     clean: Tensor
     noise: Tensor
     sigma: Tensor
+    is_face: Tensor
     tokens: Tokens
-    crops: Tensor
+    embeddings: Tensor
     is_nobody: Tensor
 
     @property
@@ -48,6 +54,18 @@ class Batch:
     def velocity(self) -> Tensor:
         """What the network should say: d(latents)/dσ."""
         return self.noise - self.clean
+
+    def losses(self, predicted: Tensor, goal: Tensor, *, face_weight: float) -> tuple[Tensor, Tensor]:
+        """Mean squared error with faces counted more, and (2,) to show: of whole pictures, of faces alone.
+
+        A face is a tenth of a picture, and nearly all that anybody looks at.
+        """
+        error = (predicted.float() - goal).square().mean(2)
+        on_face = (error * self.is_face).sum()
+        share = self.is_face.sum() / error.numel()
+        more = face_weight - 1
+        loss = (error.mean() + more * on_face / error.numel()) / (1 + more * share)
+        return loss, torch.stack((error.mean(), on_face / self.is_face.sum())).detach()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -68,6 +86,9 @@ class Batches:
         self.latents = latents
         self.generator = world.generator(seed)
         self.empty = empty_prompt(profile, world.device)
+        self._world = world
+        self._is_face = face_shares(corpus.faces, latents.shape[-1] // 2, corpus.images.shape[1])
+        self._embeddings: Tensor | None = None
 
     def rows(self, count: int) -> Tensor:
         """Random places in the corpus."""
@@ -79,10 +100,34 @@ class Batches:
         with torch.autocast(self.corpus.images.device.type, enabled=False):
             return reference_crops(self.corpus.images[rows], self.corpus.faces[rows], self.generator)
 
+    @torch.no_grad()
+    def look(self, look: Callable[[Tensor], Tensor], *, batch: int = 512) -> None:
+        """See every picture as a reference :data:`LOOKS` times, and keep what was seen.
+
+        Args:
+            look: crops (B, 3, 224, 224) to embeddings (B, projection_dim); it must not learn any more.
+        """
+        world, count = self._world, len(self.corpus)
+        batch = min(batch, count)
+        share = -(-count // world.size)
+        rows = torch.arange(share, device=self.generator.device) + world.rank * share
+        seen = []
+        for _ in range(LOOKS):
+            parts = []
+            for start in range(0, share, batch):  # the last as large as all: few shapes to compile for
+                part = rows[max(0, min(start, share - batch)) :][:batch].clamp(max=count - 1)
+                with world.autocast():
+                    parts.append(look(self.crops(part))[start - share :])
+            seen.append(torch.cat(parts))
+        self._embeddings = world.gathered(torch.stack(seen, dim=1))[:count]
+
     def batch(self, count: int, drops: Drops, *, sigma: Tensor) -> Batch:
-        """``count`` examples at these noise levels."""
+        """``count`` examples at these noise levels. References are what :meth:`look` saw."""
+        if self._embeddings is None:
+            raise RuntimeError("no reference was looked at: call look() first")
         rows = self.rows(count)
         clean = to_tokens(self.latents[rows].float())
+        look = torch.randint(LOOKS, (count,), generator=self.generator, device=self.generator.device)
         chance = self.uniform(count)
         is_blank = chance < drops.text + drops.both
         is_nobody = (chance >= drops.text) & (chance < drops.text + drops.both + drops.image)
@@ -91,8 +136,9 @@ class Batches:
             clean=clean,
             noise=torch.randn(clean.shape, generator=self.generator, device=clean.device),
             sigma=sigma,
+            is_face=self._is_face[rows],
             tokens=self.corpus.tokens.pick(rows, is_blank, self.empty, self.generator),
-            crops=self.crops(self.corpus.another_view(rows, self.generator)),
+            embeddings=self._embeddings[self.corpus.another_view(rows, self.generator), look].float(),
             is_nobody=is_nobody,
         )
 
@@ -103,6 +149,30 @@ class Batches:
     def normal(self, count: int) -> Tensor:
         """(count,) standard normal."""
         return torch.randn(count, generator=self.generator, device=self.generator.device)
+
+
+def face_shares(faces: Tensor, side: int, size_px: int) -> Tensor:
+    """(N, 3) face squares in pictures of ``size_px`` → (N, side²): how much of each token's square lies in one."""
+    step = size_px / side
+    edges = torch.arange(side, device=faces.device) * step
+
+    def covered(centre: Tensor) -> Tensor:  # (N, side)
+        low, high = (centre - faces[:, 2] / 2)[:, None], (centre + faces[:, 2] / 2)[:, None]
+        return (torch.minimum(high, edges + step) - torch.maximum(low, edges)).clamp(min=0) / step
+
+    return (covered(faces[:, 1])[:, :, None] * covered(faces[:, 0])[:, None, :]).flatten(1)
+
+
+def shape_scores(shapes: Tensor, *, count: int = 48) -> Tensor:
+    """(P, 3 · points) face shapes → (P, count): their principal components, mean square 1 over all.
+
+    The root of each component's deviation is divided out: as they are, the size of the head would be all; evened out
+    wholly, what nobody sees would count like the nose.
+    """
+    centred = (shapes - shapes.mean(0)).cpu().double()  # on the host, so that all processes find the same signs
+    variances, axes = torch.linalg.eigh(centred.T @ centred / len(centred))  # the largest last
+    scores: Tensor = centred @ axes[:, -count:] / variances[-count:].clamp(min=1e-12) ** 0.25
+    return (scores / float(scores.square().mean().sqrt())).float().to(shapes.device)
 
 
 def contrast(first: Tensor, second: Tensor, identity: Tensor, *, temperature: float = 0.1) -> Tensor:

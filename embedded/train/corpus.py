@@ -32,6 +32,7 @@ class Corpus:
         images: (N, 256, 256, 3) uint8.
         faces: (N, 3) float32: a face detector's square as centre x, centre y and side, in pixels.
         tokens: captions as token ids.
+        shapes: (N / V, 3 · points) float32: where points of each person's face lie, in decimetres.
         num_views: V; views of one identity are neighbours.
         records: what the pictures show (see :mod:`embedded.dataset`), in order.
     """
@@ -39,6 +40,7 @@ class Corpus:
     images: Tensor
     faces: Tensor
     tokens: Tokens
+    shapes: Tensor
     num_views: int
     records: list[dict[str, Any]]
 
@@ -91,7 +93,7 @@ def load_corpus(
         raise FileNotFoundError(f"no shards in {folder}; draw them with --stage data")
     with ThreadPoolExecutor(LOADER_THREADS) as pool:
         parts = list(pool.map(lambda path: _load_shard(path, split, device), shards))
-    records = [record for _, part in parts for record in part]
+    records = [record for part in parts for record in part.records]
     if not records:
         raise ValueError(f"no {split} picture in {folder}: draw more identities")
     counts = np.unique([record["identity"] for record in records], return_counts=True)[1]
@@ -99,9 +101,10 @@ def load_corpus(
         raise ValueError(f"identities in {folder} have {sorted(set(counts.tolist()))} views; they must have as many")
     points = torch.tensor([record["points_px"] for record in records], dtype=torch.float32)
     return Corpus(
-        images=torch.cat([images for images, _ in parts]),
+        images=torch.cat([part.images for part in parts]),
         faces=face_squares(points).to(device),
         tokens=tokenise([record["captions"] for record in records], profile, seed=seed).to(device),
+        shapes=torch.cat([part.shapes for part in parts]),
         num_views=int(counts[0]),
         records=records,
     )
@@ -115,9 +118,26 @@ def face_squares(points_px: Tensor) -> Tensor:
     return torch.stack((x, middle[:, 1] + BOX_Y * reach, BOX_SIDE_PER_EYE_MOUTH * reach + BOX_SIDE_PX), dim=1)
 
 
-def _load_shard(path: Path, split: Split, device: torch.device) -> tuple[Tensor, list[dict[str, Any]]]:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Part:
+    """What one shard holds of a split."""
+
+    images: Tensor
+    shapes: Tensor
+    records: list[dict[str, Any]]
+
+
+def _load_shard(path: Path, split: Split, device: torch.device) -> _Part:
     lines = path.with_name(path.name.replace("images", "views")).with_suffix(".jsonl").read_text().splitlines()
     records = [json.loads(line) for line in lines]
     rows = [row for row, record in enumerate(records) if record["split"] == split]
     images = np.load(path, mmap_mode="r")
-    return torch.from_numpy(np.ascontiguousarray(images[rows])).to(device), [records[row] for row in rows]
+    shapes = np.load(path.with_name(path.name.replace("images", "shapes")))
+    shapes = shapes.reshape(len(shapes), -1)
+    people = list(dict.fromkeys(record["identity"] for record in records))  # in the shard's order
+    chosen = [people.index(identity) for identity in dict.fromkeys(records[row]["identity"] for row in rows)]
+    return _Part(
+        images=torch.from_numpy(np.ascontiguousarray(images[rows])).to(device),
+        shapes=torch.from_numpy(shapes[chosen]).to(device),
+        records=[records[row] for row in rows],
+    )

@@ -1,8 +1,9 @@
 """Stage 2: everything learns together, by rectified flow (arXiv 2209.03003) in the engine's own forward pass.
 
-First the vision tower alone learns to tell people apart (a contrastive loss over two views of each; half a minute),
-because the flow's loss alone would teach it that only slowly. Then flow matching trains all networks at once, with
-that loss going on beside it at a small weight.
+First the vision tower alone learns to tell people apart (a contrastive loss over two views of each; a minute), because
+the flow's loss alone would teach it that only slowly, and to say what shape each face has: people differ so much in
+skin, hair and age that telling them apart alone teaches hardly anything about noses. Then it stays as it is, looks at
+every picture a few times, and flow matching trains all other networks at once.
 """
 
 from __future__ import annotations
@@ -14,9 +15,9 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
-from embedded.train.batches import Batch, Batches, Drops, contrast
+from embedded.train.batches import Batch, Batches, Drops, contrast, shape_scores
 from embedded.train.muon import Optimizer
 from embedded.train.networks import MUON_PREFIXES, UNDISTILLED, Average, Conditions, Learner
 from embedded.train.step import TrainingStep
@@ -30,24 +31,27 @@ class FlowSettings:
 
     Attributes:
         batch: examples a step and process.
-        contrast_rows: of them, those whose target is looked at too, for the contrastive loss.
+        looking_batch: people in a step of the vision tower, two views of each.
         looking_share: of the stage's time, for the vision tower alone.
+        shape_weight: of the error in the shape of faces, beside the contrastive loss.
         sigma_mean, sigma_spread: noise levels are sigmoid(normal): 0.7 is a median of 0.67, where the sampler's fixed
             shift of 1.15 puts its steps (arXiv 2403.03206, section 3.1); a tenth are uniform.
+        face_weight: of errors on the face, where those elsewhere count 1.
         average_decay: of the moving average, which is the result.
         save_every_s: between checkpoints.
     """
 
     batch: int = 512
-    contrast_rows: int = 128
-    looking_share: float = 0.09
+    looking_batch: int = 320
+    looking_share: float = 0.15
+    shape_weight: float = 3.0
     learning_rate: float = 3e-3
     looking_rate: float = 2e-3
     warm_up_steps: int = 150
     weight_decay: float = 0.01
     sigma_mean: float = 0.7
     sigma_spread: float = 1.0
-    contrast_weight: float = 0.05
+    face_weight: float = 5.0
     drops: Drops = dataclasses.field(default_factory=Drops)
     average_decay: float = 0.998
     save_every_s: float = 150.0
@@ -70,7 +74,7 @@ def train_flow(
 
     Args:
         pause_s: stop after so long in this process, wherever the stage is; the next run goes on from there.
-        initial: networks to begin with, where there is no checkpoint; their vision tower is not trained alone again.
+        initial: networks to begin with, where there is no checkpoint.
 
     Returns:
         The averaged networks, frozen, and what was measured.
@@ -78,6 +82,7 @@ def train_flow(
     torch.manual_seed(seed)
     learner = (initial or Learner(profile)).to(world.device).requires_grad_(True).train()
     average = Average(learner, decay=settings.average_decay)
+    learner.vision.requires_grad_(False)
     optimizer = Optimizer(learner, muon_prefixes=MUON_PREFIXES, weight_decay=settings.weight_decay)
     step, done_s = 0, 0.0
     if checkpoint.is_file():
@@ -90,13 +95,14 @@ def train_flow(
     learner.compile_blocks(world)
     clock = Clock(world, seconds, max_steps=max_steps, done_s=done_s, pause_s=pause_s)
     measured: dict[str, Any] = {}
-    if step == 0 and initial is None:
+    if step == 0 and settings.looking_share > 0:
         measured["looking"] = _learn_to_look(world, learner, batches, settings, seconds=seconds, max_steps=max_steps)
-        optimizer = Optimizer(learner, muon_prefixes=MUON_PREFIXES, weight_decay=settings.weight_decay)
         average = Average(learner, decay=settings.average_decay)
+    batches.look(learner.look)
+    black = learner.look_at_black().detach()
     take_step = TrainingStep(
         world,
-        functools.partial(_losses, world, learner, batches, settings),
+        functools.partial(_losses, world, learner, batches, black, settings),
         optimizer,
         average,
         num_shown=2,
@@ -109,15 +115,15 @@ def train_flow(
         take_step(settings.learning_rate * factor)
         step += 1
         if step % SHOW_EVERY_STEPS == 0:
-            flow, contrasted = take_step.shown()
+            flow, face = take_step.shown()
             if flow != flow:
                 raise FloatingPointError(f"the flow loss is not a number at step {step}; lower the learning rate")
             rate = (step - began_step) * settings.batch * world.size / (clock.elapsed_s - began_s)
             world.say(
                 f"flow step {step}, {progress:.0%}, {clock.elapsed_s:.0f} s, {rate:.0f} examples a second: "
-                f"flow {flow:.4f}, contrast {contrasted:.3f}"
+                f"loss {flow:.4f}, on faces {face:.4f}"
             )
-            measured |= {"flow_loss": round(flow, 5), "contrast_loss": round(contrasted, 4)}
+            measured |= {"flow_loss": round(flow, 5), "flow_loss_on_faces": round(face, 5)}
         if world.is_first and clock.elapsed_s - saved_s > settings.save_every_s:
             saved_s = clock.elapsed_s
             _save(checkpoint, learner, average, optimizer, step, clock.elapsed_s)
@@ -134,32 +140,29 @@ def train_flow(
     return average.module.eval(), measured
 
 
-def _losses(world: World, learner: Learner, batches: Batches, settings: FlowSettings) -> tuple[Tensor, Tensor]:
-    """The loss, and its two parts (2,)."""
+def _losses(
+    world: World, learner: Learner, batches: Batches, black: Tensor, settings: FlowSettings
+) -> tuple[Tensor, Tensor]:
+    """The loss, and (2,) to show."""
     batch = batches.batch(settings.batch, settings.drops, sigma=training_sigmas(batches, settings))
-    looked_at = batch.rows[: settings.contrast_rows]
-    crops = torch.cat([batch.crops, batches.crops(looked_at)])
     with world.autocast():
-        embeddings, others = learner.look(crops).split([len(batch.rows), len(looked_at)])
-        given = conditions(learner, batch, embeddings, batches)
-        predicted = learner.velocity(batch.noisy, batch.sigma, given)
-    identity = looked_at // batches.corpus.num_views
-    contrasted = contrast(embeddings[: len(looked_at)], others, identity)
-    flow = F.mse_loss(predicted.float(), batch.velocity)
-    return flow + settings.contrast_weight * contrasted, torch.stack((flow, contrasted))
+        predicted = learner.velocity(batch.noisy, batch.sigma, conditions(learner, batch, black, batches))
+    return batch.losses(predicted, batch.velocity, face_weight=settings.face_weight)
 
 
-def conditions(learner: Learner, batch: Batch, embeddings: Tensor, batches: Batches) -> Conditions:
-    """A batch's conditions before distillation. Nobody is a black picture at any strength, or any picture at none."""
+def conditions(learner: Learner, batch: Batch, black: Tensor, batches: Batches) -> Conditions:
+    """A batch's conditions before distillation. Nobody is a black picture at any strength, or any picture at none.
+
+    ``black``: the black picture's embedding, (1, projection_dim).
+    """
     txt, vec = learner.read(batch.tokens)
     count = len(batch.rows)
     is_black = batch.is_nobody & (batches.uniform(count) < 0.5)
-    black = learner.look_at_black().to(embeddings.dtype)
     scale = torch.where(batch.is_nobody, torch.where(is_black, batches.uniform(count), 0.0), 1.0)
     return Conditions(
         txt=txt,
         vec=vec,
-        embeddings=torch.where(is_black[:, None], black, embeddings),
+        embeddings=torch.where(is_black[:, None], black, batch.embeddings),
         scale=scale,
         guidance=torch.full_like(scale, UNDISTILLED),
     )
@@ -181,28 +184,44 @@ def _learn_to_look(
     seconds: float,
     max_steps: int | None,
 ) -> dict[str, Any]:
-    """The vision tower alone: two views of each person are nearer to each other than to anyone else's."""
-    optimizer = Optimizer(learner, muon_prefixes=MUON_PREFIXES, weight_decay=settings.weight_decay, only="vision.")
-    count = (settings.batch + settings.contrast_rows) // 2  # so that the tower sees batches of one size only
+    """The vision tower alone: two views of each person are nearer to each other than to anyone else's, and a linear map
+    of each says what shape the face has."""
+    scores = shape_scores(batches.corpus.shapes)
+    learner.vision.requires_grad_(True)
+    head = nn.Linear(learner.profile.clip_vision.projection_dim, scores.shape[1], device=world.device)
+    tower = nn.ModuleDict({"vision": learner.vision, "head": head})
+    optimizer = Optimizer(tower, muon_prefixes=MUON_PREFIXES, weight_decay=settings.weight_decay)
     clock = Clock(world, seconds * settings.looking_share, max_steps=max_steps)
 
     def losses() -> tuple[Tensor, Tensor]:
-        rows = batches.rows(count)
+        rows = batches.rows(settings.looking_batch)
         crops = torch.cat([batches.crops(rows), batches.crops(batches.corpus.another_view(rows, batches.generator))])
         with world.autocast():
-            first, second = learner.look(crops).chunk(2)
-        loss = contrast(first, second, rows // batches.corpus.num_views)
-        return loss, loss[None]
+            embeddings = learner.look(crops)
+        first, second = embeddings.chunk(2)
+        people = rows // batches.corpus.num_views
+        contrasted = contrast(first, second, people)
+        shape = F.mse_loss(head(embeddings.float()), scores[people].repeat(2, 1))
+        return contrasted + settings.shape_weight * shape, torch.stack((contrasted, shape)).detach()
 
-    take_step = TrainingStep(world, losses, optimizer, None, num_shown=1, generators=(batches.generator,))
-    step, shown = 0, float("nan")
+    take_step = TrainingStep(world, losses, optimizer, None, num_shown=2, generators=(batches.generator,))
+    step, shown = 0, [float("nan")] * 2
     while (progress := clock.progress(step)) < 1.0:
         take_step(settings.looking_rate * warm_up_and_cosine(step, progress, warm_up_steps=100, floor=0.3))
         step += 1
         if step % SHOW_EVERY_STEPS == 0:
-            (shown,) = take_step.shown()
-            world.say(f"looking step {step}, {progress:.0%}, {clock.elapsed_s:.0f} s: contrast {shown:.3f}")
-    return {"steps": step, "seconds": round(clock.elapsed_s, 1), "contrast_loss": round(shown, 4)}
+            shown = take_step.shown()
+            world.say(
+                f"looking step {step}, {progress:.0%}, {clock.elapsed_s:.0f} s: "
+                f"contrast {shown[0]:.3f}, shape {shown[1]:.3f}"
+            )
+    learner.vision.requires_grad_(False)
+    return {
+        "steps": step,
+        "seconds": round(clock.elapsed_s, 1),
+        "contrast_loss": round(shown[0], 4),
+        "shape_loss": round(shown[1], 4),
+    }
 
 
 def _save(path: Path, learner: Learner, average: Average, optimizer: Optimizer, step: int, done_s: float) -> None:

@@ -181,9 +181,10 @@ def stage_flow(folders: Folders, arguments: argparse.Namespace, world: World) ->
     profile, autoencoder = _autoencoder(folders, world)
     corpus, latents = _with_latents(folders, "train", profile, autoencoder, arguments, world)
     settings = dataclasses.replace(
-        FlowSettings(), **_given(arguments, batch="batch", learning_rate="learning_rate", contrast_rows="contrast_rows")
+        FlowSettings(),
+        **_given(arguments, **{name: name for name in ("batch", "learning_rate", "looking_batch", "looking_share")}),
     )
-    initial = export.read_model(profile, arguments.start)[0] if arguments.start else None
+    initial = export.read_model(profile, arguments.initial)[0] if arguments.initial else None
     learner, measured = train_flow(
         world,
         profile,
@@ -205,7 +206,7 @@ def stage_flow(folders: Folders, arguments: argparse.Namespace, world: World) ->
 def stage_distill(folders: Folders, arguments: argparse.Namespace, world: World) -> None:
     """Distil guidance into what the flow stage left."""
     profile, autoencoder = _autoencoder(folders, world)
-    teacher, _ = export.read_model(profile, arguments.start or folders.model("flow"))
+    teacher, _ = export.read_model(profile, arguments.initial or folders.model("flow"))
     teacher.to(world.device).requires_grad_(False)
     corpus, latents = _with_latents(folders, "train", profile, autoencoder, arguments, world)
     _distill(teacher, corpus, latents, autoencoder, profile, folders, arguments, world, arguments.seconds)
@@ -241,7 +242,7 @@ def stage_draw(folders: Folders, arguments: argparse.Namespace, world: World) ->
     """Sheets of unseen people with the newest model."""
     profile, autoencoder = _autoencoder(folders, world)
     newest = folders.model("distill") if folders.model("distill").is_dir() else folders.model("flow")
-    learner, _ = export.read_model(profile, arguments.start or newest)
+    learner, _ = export.read_model(profile, arguments.initial or newest)
     _draw_sheet("sheet", learner.to(world.device).eval(), autoencoder, profile, folders, arguments, world)
 
 
@@ -379,7 +380,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--device", choices=("cpu", "cuda"))
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--commit", help="for provenance.json, where there is no git")
-    parser.add_argument("--start", type=Path, help="model folder to start from (flow, distill) or to draw with")
+    parser.add_argument("--initial", type=Path, help="model folder to start from (flow, distill) or to draw with")
     drawing = parser.add_argument_group("data")
     drawing.add_argument("--body", type=Path, default=Path("embedded/body.npz"))
     drawing.add_argument("--data-seed", type=int, default=1)
@@ -394,7 +395,8 @@ def _arguments() -> argparse.Namespace:
     learning.add_argument("--ae-batch", type=int)
     learning.add_argument("--kl-weight", type=float)
     learning.add_argument("--batch", type=int)
-    learning.add_argument("--contrast-rows", type=int)
+    learning.add_argument("--looking-batch", type=int)
+    learning.add_argument("--looking-share", type=float)
     learning.add_argument("--learning-rate", type=float)
     learning.add_argument("--text-gain", type=float)
     learning.add_argument("--image-gain", type=float)

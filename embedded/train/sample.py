@@ -100,6 +100,7 @@ def sheet(
 def measured_on(world: World, learner: Learner, batches: Batches, *, count: int = 512) -> dict[str, float]:
     """Flow loss at set noise levels, and how often a person's other view is found among ``count`` by embedding."""
     corpus = batches.corpus
+    batches.look(learner.look)
     count = min(count, len(corpus))
     sigma = torch.linspace(0.05, 0.95, count, device=world.device)
     batch = batches.batch(count, Drops(text=0, image=0, both=0), sigma=sigma)
@@ -107,7 +108,7 @@ def measured_on(world: World, learner: Learner, batches: Batches, *, count: int 
     with world.autocast():
         txt, vec = learner.read(batch.tokens)
         one = torch.ones_like(sigma)
-        given = Conditions(txt=txt, vec=vec, embeddings=learner.look(batch.crops), scale=one, guidance=one)
+        given = Conditions(txt=txt, vec=vec, embeddings=batch.embeddings, scale=one, guidance=one)
         out = learner.velocity(batch.noisy, sigma, given).float()
         nobody = learner.velocity(batch.noisy, sigma, dataclasses.replace(given, scale=0 * one)).float()
         views = [
@@ -116,9 +117,12 @@ def measured_on(world: World, learner: Learner, batches: Batches, *, count: int 
         ]
     first, second = (torch.nn.functional.normalize(view, dim=1) for view in views)
     found = (first @ second.T).argmax(1) == torch.arange(len(people), device=world.device)
+    shown = [batch.losses(each, batch.velocity, face_weight=1.0)[1].tolist() for each in (out, nobody)]
     return {
-        "flow_loss": float((out - batch.velocity).pow(2).mean()),
-        "flow_loss_without_person": float((nobody - batch.velocity).pow(2).mean()),
+        "flow_loss": shown[0][0],
+        "flow_loss_on_faces": shown[0][1],
+        "flow_loss_without_person": shown[1][0],
+        "flow_loss_without_person_on_faces": shown[1][1],
         "found_among": float(len(people)),
         "found_share": float(found.float().mean()),
     }
