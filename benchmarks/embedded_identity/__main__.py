@@ -1,10 +1,11 @@
 """Does the embedded model draw the person in the photo, and what the prompt asks for? Measured on unseen people.
 
-    python -m benchmarks.embedded_identity draw --data DIR --model-dir DIR --out DIR [--device cuda --dtype bfloat16]
+    python -m benchmarks.embedded_identity draw --model-dir DIR --out DIR [--device cuda --dtype bfloat16]
     python -m benchmarks.embedded_identity judge --drawn DIR --models DIR --classifier FILE --out FILE --sheets DIR
 
-``draw`` makes the pictures through the engine, with references prepared by the service's own face stage; ``judge``
-looks at them with networks that took no part in training: dlib's detector, points and ResNet (package
+``draw`` makes the pictures through the engine, with references prepared by the service's own face stage from unseen
+people whom it renders (package ``moderngl``); ``judge`` looks at them with networks that took no part in training:
+dlib's detector, points and ResNet (package
 ``face-recognition-models`` 0.3.0 for ``--models``, CC0, and ``dlib-bin``), the service's detector, and a small
 classifier of attributes trained on drawn people (``python -m embedded.train.run --stage attributes``). The two halves
 may run on different machines: what lies between them is a few tar files of JPEG pictures.
@@ -25,7 +26,7 @@ def main() -> None:
     )
     commands = parser.add_subparsers(dest="command", required=True)
     drawing = commands.add_parser("draw")
-    drawing.add_argument("--data", type=Path, required=True, help="folder of shards that holds unseen people")
+    drawing.add_argument("--data-seed", type=int, default=1, help="of the training data; people are its unseen ones")
     drawing.add_argument("--model-dir", type=Path, required=True)
     drawing.add_argument("--profile", default="embedded")
     drawing.add_argument("--out", type=Path, required=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import io
+import itertools
 import json
 import math
 import time
@@ -17,7 +18,9 @@ from PIL import Image
 
 from benchmarks.embedded_identity.asked import JUDGED_STRENGTH, NUM_PROMPTS, PHOTO_PROMPTS, Asked, plan
 from benchmarks.embedded_identity.tars import write_tars
-from embedded.dataset import Views
+from embedded.people import sample_person, split_of
+from embedded.render import Renderer
+from embedded.scene import Scene, sample_scene
 from engine.config import EngineConfig
 from engine.engine import load_engine
 from engine.face.detect import YuNetDetector
@@ -27,11 +30,14 @@ from engine.protocol import ImageEngine
 from engine.request import Failed, Finished, ImageRequest, Reference, RgbImage
 
 SIDE_PX = 256
+BODY = Path("embedded/body.npz")
+VIEWS = 8
+"""Of each person, as in the training data."""
 
 
 def draw(arguments: argparse.Namespace) -> None:
     """Draw everything and leave it in ``--out``."""
-    pictures = unseen_people(arguments.data, arguments.people)
+    pictures = unseen_people(arguments.people, data_seed=arguments.data_seed)
     preparer = FacePreparer(YuNetDetector())
     references = {}
     for person, picture in pictures.items():
@@ -63,30 +69,22 @@ def draw(arguments: argparse.Namespace) -> None:
     write_tars(files, facts, arguments.out)
 
 
-def unseen_people(data: Path, count: int) -> dict[int, RgbImage]:
-    """Pictures to be the photos of people who are in no training data, by identity.
+def unseen_people(count: int, *, data_seed: int) -> dict[int, RgbImage]:
+    """Pictures to be the photos of people who are in no training data with this seed, by identity. Needs OpenGL."""
+    renderer = Renderer(BODY)
+    pictures = {}
+    for index in itertools.islice((i for i in itertools.count() if split_of(data_seed, i) == "test"), count):
+        person = sample_person(data_seed, index, renderer.body.local_names)
+        scene = min((sample_scene(data_seed, person, view) for view in range(VIEWS)), key=faults)
+        (drawn_view,) = renderer.draw_views(renderer.figure(person), [scene])
+        pictures[index] = drawn_view.image
+    return pictures
 
-    Raises:
-        SystemExit: there are fewer.
-    """
-    views = Views.load(data, "test")
-    chosen = reference_rows(views.records)[:count]
-    if len(chosen) < count:
-        raise SystemExit(f"only {len(chosen)} unseen people in {data}; draw more identities")
-    return {views.records[row]["identity"]: views.picture(row) for row in chosen}
 
-
-def reference_rows(records: Sequence[dict[str, Any]]) -> list[int]:
-    """One view a person to be the photo: to the front, nothing on the face or head where there is such a view."""
-    best: dict[int, tuple[int, int]] = {}
-    for row, record in enumerate(records):
-        shown = record["attributes"]
-        faults = 4 * (shown["eyewear"] == "sunglasses") + 2 * (shown["headwear"] != "none")
-        faults += 2 * (shown["eyewear"] != "none") + (shown["pose"] != "front") + (shown["light"] == "neon light")
-        person = record["identity"]
-        if person not in best or faults < best[person][0]:
-            best[person] = (faults, row)
-    return [row for _, row in best.values()]
+def faults(scene: Scene) -> int:
+    """How unfit a view is to be the photo: best to the front, with nothing on face or head."""
+    covered = 4 * (scene.eyewear == "sunglasses") + 2 * (scene.eyewear != "none") + 2 * (scene.headwear != "none")
+    return covered + (scene.pose != "front") + (scene.light == "neon light")
 
 
 def opened(arguments: argparse.Namespace, model: dict[str, Any]) -> ImageEngine:

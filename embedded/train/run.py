@@ -142,7 +142,7 @@ def stage_autoencoder(folders: Folders, arguments: argparse.Namespace, world: Wo
         max_steps=arguments.max_steps,
     )
     test = load_corpus(folders.data, "test", profile, world.device, seed=arguments.data_seed, max_shards=TEST_SHARDS)
-    latents = encoded(network, test.images, dataclasses.replace(world, rank=0, size=1))
+    latents = encoded(network, test.images, world.alone)
     scale, shift = factors(latents)
     profile = export.with_factors(profile, scale, shift)
     measured["test_psnr_db"] = round(peak_signal_to_noise_db(network, test.images[:256], world), 3)
@@ -257,9 +257,9 @@ def _finish(
     world: World,
 ) -> None:
     if world.is_first:
-        unseen, latents = _with_latents(folders, "validation", profile, autoencoder, arguments, world, is_alone=True)
-        batches = Batches(unseen, latents, profile, world, seed=0)
-        content = content | {"validation": measured_on(world, learner, batches)}
+        unseen, latents = _with_latents(folders, "validation", profile, autoencoder, arguments, world.alone)
+        batches = Batches(unseen, latents, profile, world.alone, seed=0)
+        content = content | {"validation": measured_on(world.alone, learner, batches)}
         world.say(f"{stage}: {json.dumps(content['validation'])}")
         stages = Report(path=folders.work / "report.json").add(stage, content)
         provenance = {
@@ -276,7 +276,7 @@ def _finish(
         for old in folders.out.glob("model.tar.*"):
             old.unlink()
         export.cut(model, folders.out)
-        _draw_sheet(stage, learner, autoencoder, profile, folders, arguments, world)
+        _draw_sheet(stage, learner, autoencoder, profile, folders, arguments, world.alone)
     world.barrier()
 
 
@@ -309,8 +309,6 @@ def _with_latents(
     autoencoder: Any,
     arguments: argparse.Namespace,
     world: World,
-    *,
-    is_alone: bool = False,
 ) -> tuple[Corpus, Tensor]:
     began_s = time.monotonic()
     corpus = load_corpus(folders.data, split, profile, world.device, seed=arguments.data_seed)
@@ -320,10 +318,9 @@ def _with_latents(
     if kept.is_file():
         latents = torch.load(kept, map_location=world.device, weights_only=True)
     if not kept.is_file() or len(latents) != len(corpus):
-        latents = encoded(autoencoder, corpus.images, dataclasses.replace(world, rank=0, size=1) if is_alone else world)
+        latents = encoded(autoencoder, corpus.images, world)
         latents = ((latents.float() - params.shift_factor) * params.scale_factor).bfloat16()
-        if not is_alone:
-            world.barrier()
+        world.barrier()
         if world.is_first:
             torch.save(latents, kept)
     world.say(

@@ -53,6 +53,11 @@ class World:
         """Whether there is a GPU."""
         return self.device.type == "cuda"
 
+    @property
+    def alone(self) -> World:
+        """This process without the others, for what only one of them does: waiting for the rest would never end."""
+        return dataclasses.replace(self, rank=0, size=1)
+
     def autocast(self) -> torch.autocast:
         """bfloat16 for what can take it on a GPU; processors are faster in float32."""
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.is_cuda)
