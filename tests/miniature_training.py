@@ -12,6 +12,7 @@ import json
 import os
 import sys
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import torch
@@ -85,9 +86,9 @@ def main() -> None:
         torch.distributed.init_process_group(
             "gloo", init_method=f"file://{store}", rank=int(os.environ["RANK"]), world_size=size
         )
-    run.load_profile = lambda name: miniature()  # type: ignore[assignment]
     sys.argv = ["run", "--device", "cpu", *arguments]
-    run.main()
+    with mock.patch.object(run, "load_profile", lambda name: miniature()):
+        run.main()
 
 
 if __name__ == "__main__":

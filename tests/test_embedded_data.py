@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from embedded import palette, shell
+from embedded.body import NUM_FACE_POINTS, SKIN, Body
 from embedded.captions import CAPTIONED, captions
 from embedded.chance import pick
 from embedded.dataset import Plan, Views, generate, gl_device, make_shard
@@ -160,18 +161,28 @@ def test_the_shell_of_a_ball_is_its_radius_and_pushes_points_out_to_it() -> None
     np.testing.assert_allclose(moved[2], outside[0], atol=1e-5)
 
 
+def test_face_points_are_the_faces_and_lie_apart() -> None:
+    body = Body(BODY)
+    points = body.template.vertices[body.face_points]
+    assert len(set(body.face_points.tolist())) == len(points) == NUM_FACE_POINTS
+    assert (body.part[body.face_points] == SKIN).all()
+    apart = np.linalg.norm(points[:, None] - points[None], axis=-1) + np.eye(len(points))
+    assert apart.min() > 0.15  # decimetres
+    assert points[:, 0].min() < -0.6 < 0.6 < points[:, 0].max()
+
+
 # -- shards ---------------------------------------------------------------------------------------------------------
 
 
 class FlatRenderer:
-    """Draws pictures that hold their person's index and nothing else."""
+    """Draws pictures that hold their person's index and nothing else, of bodies that do so too."""
 
-    body = SimpleNamespace(local_names=NAMES)
+    body = SimpleNamespace(local_names=NAMES, face_points=np.array([0, 2]))
 
-    def figure(self, person: Person) -> Person:
-        return person
+    def figure(self, person: Person) -> SimpleNamespace:
+        return SimpleNamespace(index=person.index, vertices=np.full((3, 3), person.index, np.float32))
 
-    def draw_views(self, figure: Person, scenes: list[Scene]) -> list[SimpleNamespace]:
+    def draw_views(self, figure: SimpleNamespace, scenes: list[Scene]) -> list[SimpleNamespace]:
         image = np.full((256, 256, 3), figure.index, np.uint8)
         return [SimpleNamespace(image=image, points_px=np.zeros((5, 2), np.float32)) for _ in scenes]
 
@@ -188,6 +199,9 @@ def test_shards_hold_their_plans_pictures_and_records_in_one_order(tmp_path: Pat
     for index, record in enumerate(views.records):
         assert (views.picture(index) == record["identity"]).all()
     assert [len(group) for group in views.by_identity().values()] == [3] * 5
+    shapes = np.concatenate([np.load(plan.shapes_path(shard)) for shard in range(plan.num_shards)])
+    assert shapes.shape == (5, 2, 3)
+    assert list(shapes[:, 0, 0]) == list(views.by_identity())
     by_split = [len(Views.load(tmp_path, split)) for split in ("train", "validation", "test")]
     assert sum(by_split) == 15
     assert json.dumps(views.records[0])  # plain JSON values all the way down

@@ -308,21 +308,18 @@ def test_faces_count_more(trained: Trained) -> None:
     assert 0 < float(lenient) < float(plain)
 
 
-def test_references_are_of_the_same_person(trained: Trained) -> None:
-    batches, corpus = trained.batches, corpus_of(trained)
-    people = iter(range(10**6))
-
-    def look(crops: torch.Tensor) -> torch.Tensor:  # says which rows it was shown, in the order that look() takes them
-        return torch.tensor([[float(next(people) % len(corpus))] for _ in crops])
-
-    own = Batches(corpus, batches.latents, trained.profile, WORLD, seed=3)
+def test_references_are_of_the_same_person(trained: Trained, monkeypatch: pytest.MonkeyPatch) -> None:
+    corpus = corpus_of(trained)
+    batches = Batches(corpus, trained.batches.latents, trained.profile, WORLD, seed=3)
     with pytest.raises(RuntimeError, match="look"):
-        own.batch(4, Drops(), sigma=torch.full((4,), 0.5))
-    own.look(look)
-    batch = own.batch(64, Drops(), sigma=torch.full((64,), 0.5))
+        batches.batch(4, Drops(), sigma=torch.full((4,), 0.5))
+    monkeypatch.setattr(batches, "crops", lambda rows: rows)
+    batches.look(lambda rows: rows[:, None].float(), batch=5)  # 18 pictures: the last batch overlaps the one before
+    batch = batches.batch(256, Drops(), sigma=torch.full((256,), 0.5))
     seen = batch.embeddings[:, 0].long()
     assert torch.equal(seen // corpus.num_views, batch.rows // corpus.num_views)
     assert not bool((seen == batch.rows).any())
+    assert set(seen.tolist()) == set(range(len(corpus)))
 
 
 def test_shape_scores_keep_what_differs_most() -> None:

@@ -108,16 +108,16 @@ class Batches:
             look: crops (B, 3, 224, 224) to embeddings (B, projection_dim); it must not learn any more.
         """
         world, count = self._world, len(self.corpus)
-        batch = min(batch, count)
         share = -(-count // world.size)
-        rows = torch.arange(share, device=self.generator.device) + world.rank * share
+        batch = min(batch, share)
+        rows = (torch.arange(share, device=self.generator.device) + world.rank * share).clamp(max=count - 1)
         seen = []
         for _ in range(LOOKS):
             parts = []
-            for start in range(0, share, batch):  # the last as large as all: few shapes to compile for
-                part = rows[max(0, min(start, share - batch)) :][:batch].clamp(max=count - 1)
+            for start in range(0, share, batch):
+                first = min(start, share - batch)  # the last batch is as large as all: compilers know its shape
                 with world.autocast():
-                    parts.append(look(self.crops(part))[start - share :])
+                    parts.append(look(self.crops(rows[first : first + batch]))[start - first :])
             seen.append(torch.cat(parts))
         self._embeddings = world.gathered(torch.stack(seen, dim=1))[:count]
 
