@@ -3,7 +3,6 @@
 PYTHON ?=
 PORT ?= 8000
 CONFIG ?= serve_config.local.yaml
-MODEL_DIR := models/embedded
 BIN := .venv/bin
 # The first python3 finds a Python that fits; it need not be one itself.
 VENV := python3 scripts/make_venv.py $(if $(PYTHON),--python $(PYTHON))
@@ -11,7 +10,7 @@ VENV := python3 scripts/make_venv.py $(if $(PYTHON),--python $(PYTHON))
 CONTAINED := $(BIN)/python -m serve_app.local.contain --private-network --
 PYTEST_ARGS ?=
 
-.PHONY: help demo serve monitor test test-quick test-ray test-rest test-cluster test-cluster-faults test-cluster-changes test-slow lint clean venv venv-dev models train-embedded
+.PHONY: help demo serve monitor test test-quick test-ray test-rest test-cluster test-cluster-faults test-cluster-changes test-slow lint clean venv venv-dev train-embedded
 
 help:
 	@echo "make demo    start the application, draw examples/astronaut.jpg's person into output/demo.jpg, stop"
@@ -24,13 +23,13 @@ help:
 	@echo "make test-slow   training of the embedded model in miniature"
 	@echo "make lint    lint and types only"
 	@echo "make train-embedded   draw people and train the embedded model; minutes on a large GPU (embedded/train/README.md)"
-	@echo "make clean   remove .venv, caches, output/ and the random weights in $(MODEL_DIR)"
+	@echo "make clean   remove .venv, caches and output/"
 
-demo: models
+demo: venv
 	@$(BIN)/likeness demo --config $(CONFIG) --reference-image examples/astronaut.jpg --output output/demo.jpg \
 		--log-file output/serve.log
 
-serve: models
+serve: venv
 	@$(BIN)/likeness serve --config $(CONFIG) --port $(PORT) --log-file output/serve.log
 
 monitor: venv
@@ -72,9 +71,6 @@ lint: venv-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-models: venv
-	@$(BIN)/likeness models untrained --profile embedded --model-dir $(MODEL_DIR) --seed 0 --if-missing
-
 # Everything that made embedded/weights, in its order. PYTHON is one that has the packages of the extra `train`.
 TRAIN := $(or $(PYTHON),python3) -m embedded.train.run --work output/train --out output/trained
 train-embedded:
@@ -93,5 +89,5 @@ venv-dev:
 	@$(VENV) --dev
 
 clean:
-	rm -rf .venv $(MODEL_DIR) output build dist likeness.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf .venv output build dist likeness.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

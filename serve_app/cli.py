@@ -18,7 +18,8 @@ from serve_app.exit_codes import ExitCode
 from serve_app.flags import positive
 
 DEFAULT_CONFIG: Final = Path("serve_config.local.yaml")
-DEMO_PROMPT: Final = "A professional AI influencer portrait"
+# Words that captions of the embedded model's training hold; it was taught on nothing else.
+DEMO_PROMPT: Final = "A portrait of a woman with short blonde hair, smiling, blue background, soft studio light"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
