@@ -198,6 +198,8 @@ def stage_flow(folders: Folders, arguments: argparse.Namespace, world: World) ->
         pause_s=arguments.pause_seconds,
     )
     content = measured | {"settings": dataclasses.asdict(settings), "pictures": len(corpus)}
+    if arguments.initial:  # what made those networks belongs to what made these
+        content["initial"] = json.loads((arguments.initial / export.PROVENANCE).read_text(encoding="utf-8"))
     _finish("flow", content, learner, autoencoder, profile, folders, arguments, world)
     if arguments.distill_seconds and measured["is_whole"]:
         _distill(learner, corpus, latents, autoencoder, profile, folders, arguments, world, arguments.distill_seconds)
