@@ -58,7 +58,7 @@ class Batch:
     def losses(self, predicted: Tensor, goal: Tensor, *, face_weight: float) -> tuple[Tensor, Tensor]:
         """Mean squared error with faces counted more, and (2,) to show: of whole pictures, of faces alone.
 
-        A face is a tenth of a picture, and nearly all that anybody looks at.
+        A face is a small part of a picture, and nearly all that anybody looks at.
         """
         error = (predicted.float() - goal).square().mean(2)
         on_face = (error * self.is_face).sum()

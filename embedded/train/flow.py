@@ -85,18 +85,18 @@ def train_flow(
     learner.vision.requires_grad_(False)
     optimizer = Optimizer(learner, muon_prefixes=MUON_PREFIXES, weight_decay=settings.weight_decay)
     step, done_s = 0, 0.0
+    looking: dict[str, Any] | None = None
     if checkpoint.is_file():
         state = torch.load(checkpoint, map_location=world.device, weights_only=True)
         learner.load_state_dict(state["learner"])
         average.load_state_dict(state["average"])
         optimizer.load_state_dict(state["optimizer"])
-        step, done_s = state["step"], state["done_s"]
+        step, done_s, looking = state["step"], state["done_s"], state["looking"]
         world.say(f"goes on from step {step}, {done_s:.0f} s")
     learner.compile_blocks(world)
     clock = Clock(world, seconds, max_steps=max_steps, done_s=done_s, pause_s=pause_s)
-    measured: dict[str, Any] = {}
     if step == 0 and settings.looking_share > 0:
-        measured["looking"] = _learn_to_look(world, learner, batches, settings, seconds=seconds, max_steps=max_steps)
+        looking = _learn_to_look(world, learner, batches, settings, seconds=seconds, max_steps=max_steps)
         average = Average(learner, decay=settings.average_decay)
     batches.look(learner.look)
     black = learner.look_at_black().detach()
@@ -108,6 +108,21 @@ def train_flow(
         num_shown=2,
         generators=(batches.generator,),
     )
+    measured: dict[str, Any] = {"looking": looking}
+
+    def save() -> None:
+        state = {
+            "learner": learner.state_dict(),
+            "average": average.state_dict(),
+            "optimizer": optimizer.state_dict(),
+            "step": step,
+            "done_s": clock.elapsed_s,
+            "looking": looking,
+        }
+        partial = checkpoint.with_suffix(".partial")
+        torch.save(state, partial)
+        partial.replace(checkpoint)
+
     saved_s = clock.elapsed_s
     began_s, began_step = clock.elapsed_s, step
     while (progress := clock.progress(step)) < 1.0 and not clock.is_paused:
@@ -126,9 +141,9 @@ def train_flow(
             measured |= {"flow_loss": round(flow, 5), "flow_loss_on_faces": round(face, 5)}
         if world.is_first and clock.elapsed_s - saved_s > settings.save_every_s:
             saved_s = clock.elapsed_s
-            _save(checkpoint, learner, average, optimizer, step, clock.elapsed_s)
+            save()
     if world.is_first:
-        _save(checkpoint, learner, average, optimizer, step, clock.elapsed_s)
+        save()
     world.barrier()
     measured |= {
         "steps": step,
@@ -216,22 +231,11 @@ def _learn_to_look(
                 f"contrast {shown[0]:.3f}, shape {shown[1]:.3f}"
             )
     learner.vision.requires_grad_(False)
+    if step % SHOW_EVERY_STEPS:
+        shown = take_step.shown()
     return {
         "steps": step,
         "seconds": round(clock.elapsed_s, 1),
         "contrast_loss": round(shown[0], 4),
         "shape_loss": round(shown[1], 4),
     }
-
-
-def _save(path: Path, learner: Learner, average: Average, optimizer: Optimizer, step: int, done_s: float) -> None:
-    partial = path.with_suffix(".partial")
-    state = {
-        "learner": learner.state_dict(),
-        "average": average.state_dict(),
-        "optimizer": optimizer.state_dict(),
-        "step": step,
-        "done_s": done_s,
-    }
-    torch.save(state, partial)
-    partial.replace(path)
