@@ -5,10 +5,10 @@
 
 ``draw`` makes the pictures through the engine, with references prepared by the service's own face stage from unseen
 people whom it renders (package ``moderngl``); ``judge`` looks at them with networks that took no part in training:
-dlib's detector, points and ResNet (package
-``face-recognition-models`` 0.3.0 for ``--models``, CC0, and ``dlib-bin``), the service's detector, and a small
-classifier of attributes trained on drawn people (``python -m embedded.train.run --stage attributes``). The two halves
-may run on different machines: what lies between them is a few tar files of JPEG pictures.
+dlib's detector, points and ResNet (package ``face-recognition-models`` 0.3.0 for ``--models``, CC0, and ``dlib-bin``),
+the service's detector, and a small classifier of attributes trained on drawn people (``python -m embedded.train.run
+--stage attributes``). The two halves may run on different machines: what lies between them is a few tar files of JPEG
+pictures.
 """
 
 from __future__ import annotations

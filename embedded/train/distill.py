@@ -61,7 +61,10 @@ def distill(
     seconds: float,
     max_steps: int | None = None,
 ) -> tuple[Learner, dict[str, Any]]:
-    """A student of ``teacher``, which is left as it is. Returns the student's average, and what was measured."""
+    """A student of ``teacher``, which is left as it is. Returns the student's average, and what was measured.
+
+    ``batches``: their references already looked at by the teacher's vision tower, which the student keeps.
+    """
     student = teacher.copied().train()
     for trained in (student.flux, student.adapter):
         trained.requires_grad_(True)
@@ -69,7 +72,6 @@ def distill(
     optimizer = Optimizer(student, muon_prefixes=("flux.double_blocks.", "flux.single_blocks."))
     student.compile_blocks(world)
     teacher.compile_blocks(world)
-    batches.look(teacher.look)
     black = teacher.look_at_black().detach()
     clock = Clock(world, seconds, max_steps=max_steps)
     take_step = TrainingStep(

@@ -114,11 +114,9 @@ _MODULATION = re.compile(r"_mod\.|modulation\.")
 class Optimizer:
     """Muon for the blocks' matrices and AdamW for all else, as one."""
 
-    def __init__(
-        self, module: nn.Module, *, muon_prefixes: tuple[str, ...], weight_decay: float = 0.0, only: str = ""
-    ) -> None:
-        """``only``: the prefix of the parameters to move; all that want gradients by default."""
-        named = [(name, p) for name, p in module.named_parameters() if p.requires_grad and name.startswith(only)]
+    def __init__(self, module: nn.Module, *, muon_prefixes: tuple[str, ...], weight_decay: float = 0.0) -> None:
+        """Moves the parameters that want gradients now."""
+        named = [(name, p) for name, p in module.named_parameters() if p.requires_grad]
         self.parameters = [p for _, p in named]
         matrices = [
             p for name, p in named if name.startswith(muon_prefixes) and is_blocky(p) and not _MODULATION.search(name)

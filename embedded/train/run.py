@@ -185,10 +185,11 @@ def stage_flow(folders: Folders, arguments: argparse.Namespace, world: World) ->
         **_given(arguments, **{name: name for name in ("batch", "learning_rate", "looking_batch", "looking_share")}),
     )
     initial = export.read_model(profile, arguments.initial)[0] if arguments.initial else None
+    batches = Batches(corpus, latents, profile, world, seed=arguments.seed + _resumed_at(folders.checkpoint))
     learner, measured = train_flow(
         world,
         profile,
-        Batches(corpus, latents, profile, world, seed=arguments.seed + _resumed_at(folders.checkpoint)),
+        batches,
         settings,
         seconds=arguments.seconds,
         seed=arguments.seed,
@@ -202,7 +203,7 @@ def stage_flow(folders: Folders, arguments: argparse.Namespace, world: World) ->
         content["initial"] = json.loads((arguments.initial / export.PROVENANCE).read_text(encoding="utf-8"))
     _finish("flow", content, learner, autoencoder, profile, folders, arguments, world)
     if arguments.distill_seconds and measured["is_whole"]:
-        _distill(learner, corpus, latents, autoencoder, profile, folders, arguments, world, arguments.distill_seconds)
+        _distill(learner, batches, autoencoder, profile, folders, arguments, world, arguments.distill_seconds)
 
 
 def stage_distill(folders: Folders, arguments: argparse.Namespace, world: World) -> None:
@@ -211,13 +212,14 @@ def stage_distill(folders: Folders, arguments: argparse.Namespace, world: World)
     teacher, _ = export.read_model(profile, arguments.initial or folders.model("flow"))
     teacher.to(world.device).requires_grad_(False)
     corpus, latents = _with_latents(folders, "train", profile, autoencoder, arguments, world)
-    _distill(teacher, corpus, latents, autoencoder, profile, folders, arguments, world, arguments.seconds)
+    batches = Batches(corpus, latents, profile, world, seed=arguments.seed + 1)
+    batches.look(teacher.look)
+    _distill(teacher, batches, autoencoder, profile, folders, arguments, world, arguments.seconds)
 
 
 def _distill(
     teacher: Learner,
-    corpus: Corpus,
-    latents: Tensor,
+    batches: Batches,
     autoencoder: Any,
     profile: ModelProfile,
     folders: Folders,
@@ -231,7 +233,7 @@ def _distill(
     student, measured = distill(
         world,
         teacher,
-        Batches(corpus, latents, profile, world, seed=arguments.seed + 1),
+        batches,
         settings,
         seconds=seconds,
         max_steps=arguments.max_steps,
