@@ -7,7 +7,7 @@ import math
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from serve_app.access.limiter import Limiter, Refusal
@@ -124,6 +124,7 @@ def test_no_window_holds_more_device_seconds_than_the_quota_and_wrong_prediction
     wanted_s=st.integers(0, 64).map(lambda n: n / 8),
     promised_s=st.integers(0, 16).map(lambda n: n / 8),
 )
+@example(charges=[(0.0, 1.25), (0.125, 0.0)], wanted_s=4.875, promised_s=2.0)  # the promise joins the charge before it
 def test_a_quota_says_when_and_refuses_nobody_without_need(
     charges: list[tuple[float, float]], wanted_s: float, promised_s: float
 ) -> None:

@@ -54,11 +54,13 @@ class DeviceQuota:
             return float("inf")
         promised_s = self.promised_s
         left_s = device_s - self.spent_s(now_s, window_s=window_s) - promised_s
+        freed = [(slot.last_s + window_s, slot.device_s) for slot in self._slots]
+        if promised_s > 0.0:
+            # What is charged now keeps the slot that it joins in the window for longer.
+            joined_s = freed.pop()[1] if self._joins_last(now_s, window_s=window_s) else 0.0
+            freed.append((now_s + window_s, joined_s + promised_s))
         wait_s = 0.0
-        for end_s, freed_s in [
-            *((slot.last_s + window_s, slot.device_s) for slot in self._slots),
-            (now_s + window_s, promised_s),
-        ]:
+        for end_s, freed_s in freed:
             if left_s >= wanted_s and left_s > 0.0:
                 break
             left_s, wait_s = left_s + freed_s, end_s - now_s
@@ -74,9 +76,12 @@ class DeviceQuota:
         if spent_s <= 0.0:
             return
         self._spent_s = self.spent_s(now_s, window_s=window_s) + spent_s
-        last = self._slots[-1] if self._slots else None
-        if last is not None and now_s - last.first_s < window_s / _NUM_SLOTS:
-            last.last_s = now_s
-            last.device_s += spent_s
+        if self._joins_last(now_s, window_s=window_s):
+            self._slots[-1].last_s = now_s
+            self._slots[-1].device_s += spent_s
         else:
             self._slots.append(_Slot(first_s=now_s, last_s=now_s, device_s=spent_s))
+
+    def _joins_last(self, now_s: float, *, window_s: float) -> bool:
+        """A charge made now is remembered together with the last one."""
+        return bool(self._slots) and now_s - self._slots[-1].first_s < window_s / _NUM_SLOTS
