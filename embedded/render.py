@@ -388,7 +388,7 @@ def _view(figure: Figure, scene: Scene) -> _View:
     joints = figure.joints
     pivot = 0.5 * (joints["neck"] + joints["head"])
     middle = 0.5 * (joints["head-2"] + joints["jaw"])
-    face = np.array([0.0, middle[1], 0.45]) - (scene.center_dm[0], 0.44 + scene.center_dm[1], 0)
+    face = np.array([0.0, middle[1], 0.45]) - (scene.center_dm[0], 0.32 + scene.center_dm[1], 0)
     face = np.array([face[0], face[1], face[2]], np.float32)
     distance = scene.frame_height_dm / 2 / np.tan(np.radians(scene.camera_fov_deg) / 2)
     camera = face + distance * _direction(around_deg, scene.camera_rise_deg)

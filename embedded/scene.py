@@ -164,7 +164,7 @@ def sample_scene(data_seed: int, person: Person, view: int) -> Scene:
         color = pick(rng, tuple(palette.HAIR), (0.2, 0.2, 0.2, 0.15, 0.06, 0.05, 0.07, 0.07))
     eyewear: tuple[Eyewear, ...] = ("none", "round glasses", "glasses", "sunglasses")
     headwear: tuple[Headwear, ...] = ("none", "beanie", "cap", "hat", "headband")
-    frame = float(rng.uniform(3.2, 4.0))
+    frame = float(rng.uniform(2.7, 3.3))
     return Scene(
         view=view,
         seed=int(rng.integers(2**31)),

@@ -28,7 +28,7 @@ def test_lightness_is_that_of_the_standard() -> None:
 
 def test_every_picture_has_a_name_of_its_own_and_asks_for_known_colours() -> None:
     asked = plan([1, 2, 77])
-    assert len({item.name for item in asked}) == len(asked) == 3 * (4 * 4 + 2 * 2)
+    assert len({item.name for item in asked}) == len(asked) == 3 * (4 * 4 + 4 + 2 * 2)
     assert {item.asked["background"] for item in asked} <= set(palette.BACKDROPS)
     assert {item.asked["hair"] for item in asked} <= set(palette.HAIR)
 

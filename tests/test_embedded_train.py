@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,12 +13,13 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from embedded.train import autoencoder as autoencoding
 from embedded.train import distill as distillation
 from embedded.train import export, flow
 from embedded.train.autoencoder import AutoencoderSettings, encoded, factors, train_autoencoder
-from embedded.train.batches import Batches, Drops, contrast, face_shares, shape_scores
+from embedded.train.batches import Batches, Drops, contrast, shape_scores
 from embedded.train.captions import token_ids
-from embedded.train.corpus import Corpus, load_corpus
+from embedded.train.corpus import Corpus, face_shares, load_corpus
 from embedded.train.distill import DistillSettings, distill, guided_velocity
 from embedded.train.flow import FlowSettings, train_flow
 from embedded.train.muon import Muon, orthogonalised
@@ -367,16 +369,51 @@ class NothingReadBack(TorchDispatchMode):
 def test_a_step_can_be_recorded(trained: Trained) -> None:
     learner = Learner(trained.profile)
     black = learner.look_at_black().detach()
+    settings, generator = AutoencoderSettings(batch=2), torch.Generator()
+    pictures = autoencoding._Pictures(trained.folder / "data", WORLD, settings, seed=0)
     with NothingReadBack():
+        autoencoding._losses(trained.autoencoder, pictures, settings, generator)
         flow._losses(WORLD, learner, trained.batches, black, FlowSettings(batch=4))
         distillation._losses(WORLD, trained.learner, learner, trained.batches, black, DistillSettings(batch=4))
     with pytest.raises(AssertionError), NothingReadBack():
         float(torch.ones(()))
 
 
+def test_the_autoencoder_weighs_faces_where_they_are(trained: Trained) -> None:
+    settings = AutoencoderSettings(batch=64, face_weight=3.0)
+    pictures = autoencoding._Pictures(trained.folder / "data", WORLD, settings, seed=0)
+    # Pictures whose pixels say whether they are face.
+    squares = face_shares(pictures._faces, 256, 256).view(-1, 256, 256, 1) >= 1
+    pictures.images = torch.where(squares, 255, 0).byte().expand(-1, -1, -1, 3)
+    pictures.choose()
+    is_face = pictures.target[:, :1] > 0
+    assert 0.02 < float(is_face.float().mean()) < 0.9
+    assert float(pictures.weight.mean()) == pytest.approx(1, abs=1e-5)
+    on_face, elsewhere = pictures.weight[is_face], pictures.weight[~is_face]
+    assert float(on_face.median() / elsewhere.median()) == pytest.approx(3)
+    assert float(on_face.min()) == pytest.approx(float(on_face.max()))
+    assert len({tuple(row.flatten().tolist()) for row in pictures.weight[:, 0, ::8, ::8]}) > 1
+    right, wrong = pictures.target, pictures.target.clone()
+    wrong[:, :, :8, :8] += 0.5  # a corner: no face there
+    plain = autoencoding._distance(wrong, right, torch.ones_like(pictures.weight))
+    assert 0 < float(autoencoding._distance(wrong, right, pictures.weight)) < float(plain)
+
+
+def test_an_autoencoder_goes_on_from_another(trained: Trained) -> None:
+    settings = AutoencoderSettings(batch=2, learning_rate=1e-6)
+    initial = copy.deepcopy(trained.autoencoder)
+    data = trained.folder / "data"
+    further, measured = train_autoencoder(
+        WORLD, trained.profile, data, settings, seconds=1, seed=0, initial=initial, max_steps=1
+    )
+    assert measured["reconstruction"] < trained.autoencoder_losses[0]
+    for old, new in zip(trained.autoencoder.parameters(), further.parameters(), strict=True):
+        torch.testing.assert_close(old, new, atol=1e-4, rtol=0)
+
+
 def test_an_average_follows(trained: Trained) -> None:
     learner = Learner(trained.profile)
-    average = Average(learner, decay=0.5)
+    average = Average(learner, learner.copied(), decay=0.5)
     with torch.no_grad():
         for parameter in learner.parameters():
             parameter.add_(1)

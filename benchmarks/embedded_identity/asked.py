@@ -13,6 +13,8 @@ from embedded import palette
 STRENGTHS = (0.0, 0.4, 0.8, 1.0)
 JUDGED_STRENGTH = 0.8
 NUM_PROMPTS = 4
+PHOTOS = ("portrait", "snapshot")
+"""What is sent of each person: a portrait as one would choose for it, or one of the views that models train on."""
 POSES = {"front": "facing the camera", "left": "looking to the left", "right": "looking to the right"}
 
 PHOTO_PROMPTS = (
@@ -28,7 +30,8 @@ class Asked:
     """One picture that is drawn.
 
     Attributes:
-        series: ``default`` at the product's defaults, ``cfg`` for true guidance with distilled guidance off.
+        series: ``default`` at the product's defaults, ``snapshot`` the same with that as the photo, ``cfg`` for true
+            guidance with distilled guidance off.
         person: identity of the reference.
         asked: right answers to the classifier's questions.
     """
@@ -41,6 +44,11 @@ class Asked:
     cfg: float
     guidance: float
     seed: int
+
+    @property
+    def photo(self) -> str:
+        """Which of :data:`PHOTOS` is sent."""
+        return "snapshot" if self.series == "snapshot" else "portrait"
 
     @property
     def name(self) -> str:
@@ -75,6 +83,7 @@ def plan(people: Sequence[int]) -> list[Asked]:
             common: dict[str, Any] = {"person": person, "prompt": prompt, "asked": answers, "seed": seed}
             for strength in STRENGTHS:
                 asked.append(Asked(series="default", strength=strength, cfg=1.0, guidance=3.5, **common))
+            asked.append(Asked(series="snapshot", strength=JUDGED_STRENGTH, cfg=1.0, guidance=3.5, **common))
             if index < 2:
                 for cfg in (1.0, 3.0):
                     asked.append(Asked(series="cfg", strength=JUDGED_STRENGTH, cfg=cfg, guidance=1.0, **common))

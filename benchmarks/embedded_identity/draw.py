@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from benchmarks.embedded_identity.asked import JUDGED_STRENGTH, NUM_PROMPTS, PHOTO_PROMPTS, Asked, plan
+from benchmarks.embedded_identity.asked import JUDGED_STRENGTH, NUM_PROMPTS, PHOTO_PROMPTS, PHOTOS, Asked, plan
 from benchmarks.embedded_identity.tars import write_tars
-from embedded.people import sample_person, split_of
+from embedded.people import Person, sample_person, split_of
 from embedded.render import Renderer
 from embedded.scene import Scene, sample_scene
 from engine.config import EngineConfig
@@ -33,29 +33,32 @@ SIDE_PX = 256
 BODY = Path("embedded/body.npz")
 VIEWS = 8
 """Of each person, as in the training data."""
+FRONT_SHARE = 0.25
+"""What is left of a view's angles in a portrait: people don't look quite straight."""
 
 
 def draw(arguments: argparse.Namespace) -> None:
     """Draw everything and leave it in ``--out``."""
-    pictures = unseen_people(arguments.people, data_seed=arguments.data_seed)
+    photos = unseen_people(arguments.people, data_seed=arguments.data_seed)
+    people = sorted({person for person, _ in photos})
     preparer = FacePreparer(YuNetDetector())
     references = {}
-    for person, picture in pictures.items():
+    for sent, picture in photos.items():
         prepared = preparer.prepare(png(picture), media_type="image/png", policy="prefer")
-        references[person] = Reference(crop=prepared.crop, key=prepared.key)
+        references[sent] = Reference(crop=prepared.crop, key=prepared.key)
     model = json.loads((arguments.model_dir / "provenance.json").read_text())
     engine = opened(arguments, model)
 
-    items = plan(list(pictures))
-    requests = [request(item, references[item.person]) for item in items]
-    files = {f"reference-{person}.jpg": picture for person, picture in pictures.items()}
+    items = plan(people)
+    requests = [request(item, references[item.person, item.photo]) for item in items]
+    files = {f"{photo}-{person}.jpg": picture for (person, photo), picture in photos.items()}
     began_s = time.monotonic()
     files |= drawn(engine, requests)
     seconds = time.monotonic() - began_s
     judged = [i for i, item in enumerate(items) if item.series == "default" and item.strength == JUDGED_STRENGTH]
     eight = [requests[i] for i in judged[: 8 * NUM_PROMPTS : NUM_PROMPTS]]  # each of another person
     facts = {
-        "people": len(pictures),
+        "people": len(people),
         "pictures": len(items),
         "drawing_s": round(seconds, 1),
         "device": arguments.device,
@@ -69,20 +72,38 @@ def draw(arguments: argparse.Namespace) -> None:
     write_tars(files, facts, arguments.out)
 
 
-def unseen_people(count: int, *, data_seed: int) -> dict[int, RgbImage]:
-    """Pictures to be the photos of people who are in no training data with this seed, by identity. Needs OpenGL."""
+def unseen_people(count: int, *, data_seed: int) -> dict[tuple[int, str], RgbImage]:
+    """Both :data:`PHOTOS` of people who are in no training data with this seed. Needs OpenGL."""
     renderer = Renderer(BODY)
-    pictures = {}
+    pictures: dict[tuple[int, str], RgbImage] = {}
     for index in itertools.islice((i for i in itertools.count() if split_of(data_seed, i) == "test"), count):
         person = sample_person(data_seed, index, renderer.body.local_names)
-        scene = min((sample_scene(data_seed, person, view) for view in range(VIEWS)), key=faults)
-        (drawn_view,) = renderer.draw_views(renderer.figure(person), [scene])
-        pictures[index] = drawn_view.image
+        views = [sample_scene(data_seed, person, view) for view in range(VIEWS)]
+        scenes = [as_portrait(views[0], person), min(views, key=faults)]
+        shown = renderer.draw_views(renderer.figure(person), scenes)
+        pictures |= {(index, photo): view.image for photo, view in zip(PHOTOS, shown, strict=True)}
     return pictures
 
 
+def as_portrait(scene: Scene, person: Person) -> Scene:
+    """The same, as the service asks people to be photographed: to the front, calm, in plain light, face free."""
+    return dataclasses.replace(
+        scene,
+        pose="front",
+        yaw_deg=FRONT_SHARE * scene.yaw_deg,
+        pitch_deg=FRONT_SHARE * scene.pitch_deg,
+        expression="neutral",
+        light="soft studio light",
+        eyewear="none",
+        headwear="none",
+        hair_style=person.hair_style,
+        hair_color=person.hair_color,
+        lipstick=False,
+    )
+
+
 def faults(scene: Scene) -> int:
-    """How unfit a view is to be the photo: best to the front, with nothing on face or head."""
+    """How unfit a view is to be a snapshot: best to the front, with nothing on face or head."""
     covered = 4 * (scene.eyewear == "sunglasses") + 2 * (scene.eyewear != "none") + 2 * (scene.headwear != "none")
     return covered + (scene.pose != "front") + (scene.light == "neon light")
 

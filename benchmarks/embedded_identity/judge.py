@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from benchmarks.embedded_identity.asked import JUDGED_STRENGTH, STRENGTHS, Asked
+from benchmarks.embedded_identity.asked import JUDGED_STRENGTH, PHOTOS, STRENGTHS, Asked
 from benchmarks.embedded_identity.colour import nearest_backdrop
 from benchmarks.embedded_identity.sheets import write_sheets
 from benchmarks.embedded_identity.tars import read_tars
@@ -30,8 +30,8 @@ def judge(arguments: argparse.Namespace) -> None:
     tool, detector = Judge(arguments.models), YuNetDetector()
     classifier, measured = read_classifier(arguments.classifier)
     people = sorted({item.person for item in items})
-    references = {person: tool.vector(files[f"reference-{person}.jpg"]) for person in people}
-    seen = {person: vector for person, vector in references.items() if vector is not None}
+    sent = {photo: {person: tool.vector(files[f"{photo}-{person}.jpg"]) for person in people} for photo in PHOTOS}
+    seen = {photo: {p: v for p, v in vectors.items() if v is not None} for photo, vectors in sent.items()}
     vectors = {item.name: tool.vector(files[item.name]) for item in items}
     said = dict(zip([i.name for i in items], names_answered(classifier, [files[i.name] for i in items]), strict=True))
     is_found = {item.name: bool(detector.detect(files[item.name])) for item in items}
@@ -41,7 +41,7 @@ def judge(arguments: argparse.Namespace) -> None:
             "pictures": len(chosen),
             "face_found": share(is_found[item.name] for item in chosen),
             "face_found_by_either_detector": share(vectors[item.name] is not None for item in chosen),
-            **likeness(chosen, vectors, seen),
+            **likeness(chosen, vectors, seen[chosen[0].photo]),
             "obeyed": {
                 question: share(said[item.name][question] == item.asked[question] for item in chosen)
                 for question in chosen[0].asked
@@ -52,13 +52,15 @@ def judge(arguments: argparse.Namespace) -> None:
         }
 
     default = {s: judged([i for i in items if i.series == "default" and i.strength == s]) for s in STRENGTHS}
+    snapshot = judged([i for i in items if i.series == "snapshot"])
     guided = {c: judged([i for i in items if i.series == "cfg" and i.cfg == c]) for c in (1.0, 3.0)}
     own = [default[strength]["own_mean"] for strength in STRENGTHS]
     result = {
         "auc": default[JUDGED_STRENGTH]["auc"],
         "is_monotonic": None not in own and all(later < earlier for earlier, later in itertools.pairwise(own)),
-        "references_seen": len(seen),
+        "photos_seen": {photo: len(vectors) for photo, vectors in seen.items()},
         "by_strength": {str(strength): values for strength, values in default.items()},
+        "with_snapshots": snapshot,
         "by_cfg_at_guidance_1": {str(cfg): values for cfg, values in guided.items()},
         "classifier_on_unseen_renders": measured["accuracy"],
         "drawing": {key: value for key, value in facts.items() if key != "model"},

@@ -17,7 +17,7 @@ def write_sheets(items: list[Asked], files: dict[str, RgbImage], people: list[in
     default = [item for item in items if item.series == "default"]
 
     def row(person: int, chosen: list[Asked]) -> RgbImage:
-        shown = [files[f"reference-{person}.jpg"], *(files[item.name] for item in chosen if item.person == person)]
+        shown = [files[f"portrait-{person}.jpg"], *(files[item.name] for item in chosen if item.person == person)]
         return np.concatenate(shown, axis=1)
 
     prompts = [item for item in default if item.strength == JUDGED_STRENGTH]

@@ -2,22 +2,28 @@
 
 What the transformer has to learn is decided here: latents that change little when a picture is shrunk, and a decoder
 that forgives small errors, count for more than the last decibel. So besides reconstruction the loss asks that a
-shrunken latent decodes to the shrunken picture (EQ-VAE, arXiv 2502.09509), and the decoder sees noisy latents.
+shrunken latent decodes to the shrunken picture (EQ-VAE, arXiv 2502.09509), and the decoder sees noisy latents. Errors
+on faces count more: what is lost there is lost to everything that follows.
 """
 
 from __future__ import annotations
 
 import copy
 import dataclasses
+import functools
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.func import functional_call
 
-from embedded.train.corpus import load_pictures, whole_shards
-from embedded.train.world import Clock, World, warm_up_and_cosine
+from embedded.train.corpus import face_shares, load_pictures, whole_shards
+from embedded.train.muon import Optimizer
+from embedded.train.networks import Average
+from embedded.train.step import TrainingStep
+from embedded.train.world import SHOW_EVERY_STEPS, Clock, World, warm_up_and_cosine
 from engine.model.autoencoder import build_autoencoder
 from engine.profile import ModelProfile
 
@@ -27,21 +33,23 @@ class AutoencoderSettings:
     """How the autoencoder is trained.
 
     Attributes:
-        batch: pictures a step and process; whole ones, so that the compiler sees one size.
+        batch: pictures a step and process, whole ones.
         kl_weight: of the mean KL term a latent number; 1e-3 leaves posteriors about a fifth as wide as the latents.
         noise: largest extra noise on latents, in their own standard deviations.
-        shrink_share: steps that also decode a shrunken latent.
+        shrink_share: of each batch, whose latents are also decoded shrunken.
+        face_weight: of errors on the face, where those elsewhere count 1.
         refresh_s: how often shards that were drawn meanwhile are taken in; 0 is never.
         max_pictures: no more are taken in than this.
         average_decay: of the moving average, which is the result.
     """
 
     batch: int = 32
-    learning_rate: float = 5e-4
+    learning_rate: float = 1e-3
     warm_up_steps: int = 100
     kl_weight: float = 1e-3
     noise: float = 0.15
     shrink_share: float = 0.33
+    face_weight: float = 4.0
     refresh_s: float = 20.0
     max_pictures: int = 60_000
     average_decay: float = 0.998
@@ -55,65 +63,68 @@ def train_autoencoder(
     *,
     seconds: float,
     seed: int,
+    initial: Any = None,
     max_steps: int | None = None,
 ) -> tuple[Any, dict[str, Any]]:
-    """Train from scratch for so long. Returns the averaged network in float32 and what was measured."""
+    """Train for so long, from scratch or ``initial`` on.
+
+    Returns the averaged network in float32 and what was measured.
+    """
     torch.manual_seed(seed)
-    network = build_autoencoder(profile.autoencoder).to(world.device, memory_format=torch.channels_last).train()
-    averaged = torch.optim.swa_utils.AveragedModel(
-        network, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(settings.average_decay)
-    )
-    # The GPU computes in a bfloat16 copy. Autocast would run every norm in float32, at twice the traffic, and these
-    # narrow layers move more than they compute.
-    fast = copy.deepcopy(network).bfloat16() if world.is_cuda else network
-    parameters, fast_parameters = list(network.parameters()), list(fast.parameters())
-    adam = torch.optim.AdamW(parameters, lr=1.0, betas=(0.9, 0.99), weight_decay=0.0, fused=world.is_cuda)
-    # Not compiled: the compiler took longer than the stage for diffusers' encoder and decoder (docs/log.md).
+    network = (initial or build_autoencoder(profile.autoencoder)).to(world.device).requires_grad_(True).train()
+    copied = copy.deepcopy(network).requires_grad_(False)
+    average: Average[Any] = Average(network, copied, decay=settings.average_decay)
+    optimizer = Optimizer(network)
     clock, generator = Clock(world, seconds, max_steps=max_steps), world.generator(seed)
-    pictures = _Pictures(data, world, settings)
-    losses: dict[str, Tensor] = {}
-    step = 0
+    pictures = _Pictures(data, world, settings, seed=seed + 1)
+    take_step = TrainingStep(
+        world,
+        functools.partial(_losses, network, pictures, settings, generator),
+        optimizer,
+        average,
+        num_shown=len(_SHOWN),
+        generators=(generator,),
+    )
+    step, shown = 0, [float("nan")] * len(_SHOWN)
     while (progress := clock.progress(step)) < 1.0:
         pictures.refresh(clock.elapsed_s)
-        target = pictures.batch(settings.batch, generator)
-        loss, losses = _loss(fast, target, settings, generator)
-        loss.backward()
-        if fast is not network:
-            _hand_over_gradients(fast_parameters, parameters)
-        world.average_gradients(parameters)
-        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
-        factor = warm_up_and_cosine(step, progress, warm_up_steps=settings.warm_up_steps)
-        adam.param_groups[0]["lr"] = settings.learning_rate * factor
-        adam.step()
-        adam.zero_grad(set_to_none=True)
-        if fast is not network:
-            with torch.no_grad():
-                torch._foreach_copy_(fast_parameters, parameters)
-        averaged.update_parameters(network)
+        pictures.choose()
+        take_step(settings.learning_rate * warm_up_and_cosine(step, progress, warm_up_steps=settings.warm_up_steps))
         step += 1
-        if step % 200 == 0:
-            shown = ", ".join(f"{name} {float(value):.4f}" for name, value in losses.items())
-            world.say(f"autoencoder step {step}, {progress:.0%}, {clock.elapsed_s:.0f} s: {shown}")
-    trained: Any = averaged.module.eval().requires_grad_(False)
+        if step % SHOW_EVERY_STEPS == 0:
+            shown = take_step.shown()
+            words = ", ".join(f"{name} {value:.4f}" for name, value in zip(_SHOWN, shown, strict=True))
+            world.say(f"autoencoder step {step}, {progress:.0%}, {clock.elapsed_s:.0f} s: {words}")
+    if step % SHOW_EVERY_STEPS:
+        shown = take_step.shown()
     measured = {
         "steps": step,
         "seconds": round(clock.elapsed_s, 1),
         "pictures_seen": len(pictures.images),
-        **{name: round(float(value), 5) for name, value in losses.items()},
+        **{name: round(value, 5) for name, value in zip(_SHOWN, shown, strict=True)},
     }
-    return trained, measured
+    return average.module.eval(), measured
 
 
 class _Pictures:
-    """The drawn pictures, more of them as they come."""
+    """The drawn pictures, more of them as they come, and those of one step.
 
-    def __init__(self, data: Path, world: World, settings: AutoencoderSettings) -> None:
+    Attributes:
+        target: (batch, 3, 256, 256) in [-1, 1], half of them mirrored.
+        weight: (batch, 1, 256, 256) of errors, mean 1. A recorded step reads both where they are.
+    """
+
+    def __init__(self, data: Path, world: World, settings: AutoencoderSettings, *, seed: int) -> None:
         self._data, self._world, self._settings = data, world, settings
         self._shards = whole_shards(data)
         if not self._shards:
             raise FileNotFoundError(f"no shards in {data}; draw them with --stage data")
-        self.images = load_pictures(self._shards, world.device)
+        self.images, self._faces = load_pictures(self._shards, world.device)
         self._looked_s = 0.0
+        self._generator = world.generator(seed)
+        side = self.images.shape[1]
+        self.target = torch.zeros(settings.batch, 3, side, side, device=world.device)
+        self.weight = torch.zeros(settings.batch, 1, side, side, device=world.device)
 
     def refresh(self, now_s: float) -> None:
         """Take in new shards, now and then."""
@@ -125,15 +136,20 @@ class _Pictures:
         fresh = [path for path in whole_shards(self._data) if path not in known]
         if fresh:
             self._shards += fresh
-            self.images = torch.cat([self.images, load_pictures(fresh, self._world.device)])
+            images, faces = load_pictures(fresh, self._world.device)
+            self.images, self._faces = torch.cat([self.images, images]), torch.cat([self._faces, faces])
 
-    def batch(self, count: int, generator: torch.Generator) -> Tensor:
-        """(count, 3, 256, 256) in [-1, 1], half of the batches mirrored."""
-        rows = torch.randint(len(self.images), (count,), generator=generator, device=self._world.device)
-        pixels = self.images[rows]
-        if torch.rand(()) < 0.5:
-            pixels = pixels.flip(2)
-        return as_pixels(pixels)
+    def choose(self) -> None:
+        """Other pictures into ``target`` and ``weight``."""
+        count, side, device = len(self.target), self.images.shape[1], self._world.device
+        rows = torch.randint(len(self.images), (count,), generator=self._generator, device=device)
+        pixels = as_pixels(self.images[rows])
+        is_face = face_shares(self._faces[rows], side, side).view(count, 1, side, side)
+        weight = 1 + (self._settings.face_weight - 1) * is_face
+        weight = weight / weight.mean()
+        is_mirrored = torch.rand((count, 1, 1, 1), generator=self._generator, device=device) < 0.5
+        self.target.copy_(torch.where(is_mirrored, pixels.flip(3), pixels))
+        self.weight.copy_(torch.where(is_mirrored, weight.flip(3), weight))
 
 
 def as_pixels(images: Tensor) -> Tensor:
@@ -141,42 +157,46 @@ def as_pixels(images: Tensor) -> Tensor:
     return (images.permute(0, 3, 1, 2).float() / 127.5 - 1).contiguous(memory_format=torch.channels_last)
 
 
-def _hand_over_gradients(source: list[Tensor], target: list[Tensor]) -> None:
-    """Gradients of the bfloat16 copy to the float32 parameters."""
-    for low, high in zip(source, target, strict=True):
-        assert low.grad is not None, "every parameter of the autoencoder takes part"
-        high.grad, low.grad = low.grad.float(), None
+_SHOWN = ("reconstruction", "kl", "latent_std")
 
 
-def _loss(
-    network: Any, target: Tensor, settings: AutoencoderSettings, generator: torch.Generator
-) -> tuple[Tensor, dict[str, Tensor]]:
-    dtype = next(network.parameters()).dtype
-    mean, log_var = network.encoder(target.to(dtype)).chunk(2, dim=1)
-    mean, log_var = mean.float(), log_var.float().clamp(-20, 5)
+def _losses(
+    network: Any, pictures: _Pictures, settings: AutoencoderSettings, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    target, weight = pictures.target, pictures.weight
+    # A GPU computes in bfloat16. Autocast would run every norm in float32, at twice the traffic, and these narrow
+    # layers move more than they compute.
+    dtype = torch.bfloat16 if target.is_cuda else torch.float32
+    named = {name: parameter.to(dtype) for name, parameter in network.named_parameters()}
+
+    def run(part: str, x: Tensor) -> Tensor:
+        own = {name.removeprefix(f"{part}."): value for name, value in named.items() if name.startswith(f"{part}.")}
+        out: Tensor = functional_call(getattr(network, part), own, (x.to(dtype),))
+        return out.float()
+
+    mean, log_var = run("encoder", target).chunk(2, dim=1)
+    log_var = log_var.clamp(-20, 5)
     kl = 0.5 * (mean**2 + log_var.exp() - 1 - log_var).mean()
-    spread = (0.5 * log_var).exp()
     extra = torch.rand((len(mean), 1, 1, 1), generator=generator, device=mean.device) * settings.noise * mean.std()
-    z = mean + torch.sqrt(spread**2 + extra.detach() ** 2) * torch.randn(
-        mean.shape, generator=generator, device=mean.device
-    )
-    drawn = network.decoder(z.to(dtype))
-    reconstruction = _distance(drawn.float(), target)
-    loss = reconstruction + settings.kl_weight * kl
-    if torch.rand(()) < settings.shrink_share:
-        small = network.decoder(F.avg_pool2d(z, 2).to(dtype))
-        loss = loss + 0.5 * _distance(small.float(), F.avg_pool2d(target, 2))
-    return loss, {"reconstruction": reconstruction.detach(), "kl": kl.detach(), "latent_std": mean.detach().std()}
+    deviation = torch.sqrt(log_var.exp() + extra.detach() ** 2)
+    z = mean + deviation * torch.randn(mean.shape, generator=generator, device=mean.device)
+    reconstruction = _distance(run("decoder", z), target, weight)
+    few = max(1, round(settings.shrink_share * len(z)))
+    small = run("decoder", F.avg_pool2d(z[:few], 2))
+    shrunken = _distance(small, F.avg_pool2d(target[:few], 2), F.avg_pool2d(weight[:few], 2))
+    loss = reconstruction + settings.kl_weight * kl + 0.5 * settings.shrink_share * shrunken
+    return loss, torch.stack((reconstruction, kl, mean.std())).detach()
 
 
-def _distance(drawn: Tensor, target: Tensor) -> Tensor:
+def _distance(drawn: Tensor, target: Tensor, weight: Tensor) -> Tensor:
     """L1 on pixels and on every band of a Laplacian pyramid: edges and strands weigh as much as areas."""
     difference = drawn - target
-    total = difference.abs().mean()
+    total = (difference.abs() * weight).mean()
     for _ in range(3):
         coarse = F.avg_pool2d(difference, 2)
-        total = total + (difference - F.interpolate(coarse, scale_factor=2.0, mode="bilinear")).abs().mean()
-        difference = coarse
+        band = difference - F.interpolate(coarse, scale_factor=2.0, mode="bilinear")
+        total = total + (band.abs() * weight).mean()
+        difference, weight = coarse, F.avg_pool2d(weight, 2)
     return total
 
 

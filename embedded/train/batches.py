@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from embedded.train.captions import Tokens
-from embedded.train.corpus import Corpus
+from embedded.train.corpus import Corpus, face_shares
 from embedded.train.networks import empty_prompt, to_tokens
 from embedded.train.references import reference_crops
 from embedded.train.world import World
@@ -149,18 +149,6 @@ class Batches:
     def normal(self, count: int) -> Tensor:
         """(count,) standard normal."""
         return torch.randn(count, generator=self.generator, device=self.generator.device)
-
-
-def face_shares(faces: Tensor, side: int, size_px: int) -> Tensor:
-    """(N, 3) face squares in pictures of ``size_px`` → (N, side²): how much of each token's square lies in one."""
-    step = size_px / side
-    edges = torch.arange(side, device=faces.device) * step
-
-    def covered(centre: Tensor) -> Tensor:  # (N, side)
-        low, high = (centre - faces[:, 2] / 2)[:, None], (centre + faces[:, 2] / 2)[:, None]
-        return (torch.minimum(high, edges + step) - torch.maximum(low, edges)).clamp(min=0) / step
-
-    return (covered(faces[:, 1])[:, :, None] * covered(faces[:, 0])[:, None, :]).flatten(1)
 
 
 def shape_scores(shapes: Tensor, *, count: int = 48) -> Tensor:

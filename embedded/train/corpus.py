@@ -18,10 +18,10 @@ from engine.profile import ModelProfile
 
 LOADER_THREADS = 8
 
-# The service's detector's box from five points: fitted to its boxes of 179 drawn views. What is left is 11 px of
-# standard deviation in the side and 4 px in the centre, less than references are moved at random.
-BOX_SIDE_PER_EYE_MOUTH, BOX_SIDE_PX = 1.58, 51.9
-BOX_X_PER_NOSE, BOX_Y = -1.14, -0.22
+# The service's detector's box from five points: fitted to its boxes of 296 drawn views. What is left is 14 px of
+# standard deviation in the side and 6 px in the centre, less than references are moved at random.
+BOX_SIDE_PER_EYE_MOUTH, BOX_SIDE_PX = 1.21, 88.4
+BOX_X_PER_NOSE, BOX_Y = -1.11, -0.22
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -67,10 +67,16 @@ def whole_shards(folder: Path) -> list[Path]:
     return [view.with_name(view.name.replace("views", "images")).with_suffix(".npy") for view in views]
 
 
-def load_pictures(shards: list[Path], device: torch.device) -> Tensor:
-    """All pictures of some shards, (N, 256, 256, 3) uint8, whatever their split. For training the autoencoder."""
+def load_pictures(shards: list[Path], device: torch.device) -> tuple[Tensor, Tensor]:
+    """All pictures of some shards, whatever their split, for training the autoencoder.
+
+    Returns:
+        (N, 256, 256, 3) uint8 pictures and (N, 3) face squares, as in :class:`Corpus`.
+    """
     with ThreadPoolExecutor(LOADER_THREADS) as pool:
-        return torch.cat(list(pool.map(lambda path: torch.from_numpy(np.load(path)).to(device), shards)))
+        images = torch.cat(list(pool.map(lambda path: torch.from_numpy(np.load(path)).to(device), shards)))
+        records = [record for part in pool.map(_records, shards) for record in part]
+    return images, _face_squares_of(records).to(device)
 
 
 def load_corpus(
@@ -99,10 +105,9 @@ def load_corpus(
     counts = np.unique([record["identity"] for record in records], return_counts=True)[1]
     if len(set(counts.tolist())) != 1:
         raise ValueError(f"identities in {folder} have {sorted(set(counts.tolist()))} views; they must have as many")
-    points = torch.tensor([record["points_px"] for record in records], dtype=torch.float32)
     return Corpus(
         images=torch.cat([part.images for part in parts]),
-        faces=face_squares(points).to(device),
+        faces=_face_squares_of(records).to(device),
         tokens=tokenise([record["captions"] for record in records], profile, seed=seed).to(device),
         shapes=torch.cat([part.shapes for part in parts]),
         num_views=int(counts[0]),
@@ -118,6 +123,22 @@ def face_squares(points_px: Tensor) -> Tensor:
     return torch.stack((x, middle[:, 1] + BOX_Y * reach, BOX_SIDE_PER_EYE_MOUTH * reach + BOX_SIDE_PX), dim=1)
 
 
+def face_shares(faces: Tensor, side: int, size_px: int) -> Tensor:
+    """(N, 3) face squares in pictures of ``size_px`` → (N, side²): how much of each token's square lies in one."""
+    step = size_px / side
+    edges = torch.arange(side, device=faces.device) * step
+
+    def covered(centre: Tensor) -> Tensor:  # (N, side)
+        low, high = (centre - faces[:, 2] / 2)[:, None], (centre + faces[:, 2] / 2)[:, None]
+        return (torch.minimum(high, edges + step) - torch.maximum(low, edges)).clamp(min=0) / step
+
+    return (covered(faces[:, 1])[:, :, None] * covered(faces[:, 0])[:, None, :]).flatten(1)
+
+
+def _face_squares_of(records: list[dict[str, Any]]) -> Tensor:
+    return face_squares(torch.tensor([record["points_px"] for record in records], dtype=torch.float32))
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class _Part:
     """What one shard holds of a split."""
@@ -128,8 +149,7 @@ class _Part:
 
 
 def _load_shard(path: Path, split: Split, device: torch.device) -> _Part:
-    lines = path.with_name(path.name.replace("images", "views")).with_suffix(".jsonl").read_text().splitlines()
-    records = [json.loads(line) for line in lines]
+    records = _records(path)
     rows = [row for row, record in enumerate(records) if record["split"] == split]
     images = np.load(path, mmap_mode="r")
     shapes = np.load(path.with_name(path.name.replace("images", "shapes")))
@@ -141,3 +161,9 @@ def _load_shard(path: Path, split: Split, device: torch.device) -> _Part:
         shapes=torch.from_numpy(shapes[chosen]).to(device),
         records=[records[row] for row in rows],
     )
+
+
+def _records(path: Path) -> list[dict[str, Any]]:
+    """What the pictures of a shard show, by its image file."""
+    lines = path.with_name(path.name.replace("images", "views")).with_suffix(".jsonl").read_text().splitlines()
+    return [json.loads(line) for line in lines]

@@ -68,7 +68,7 @@ def distill(
     student = teacher.copied().train()
     for trained in (student.flux, student.adapter):
         trained.requires_grad_(True)
-    average = Average(student, decay=settings.average_decay)
+    average = Average(student, student.copied(), decay=settings.average_decay)
     optimizer = Optimizer(student, muon_prefixes=("flux.double_blocks.", "flux.single_blocks."))
     student.compile_blocks(world)
     teacher.compile_blocks(world)

@@ -81,7 +81,7 @@ def train_flow(
     """
     torch.manual_seed(seed)
     learner = (initial or Learner(profile)).to(world.device).requires_grad_(True).train()
-    average = Average(learner, decay=settings.average_decay)
+    average = Average(learner, learner.copied(), decay=settings.average_decay)
     learner.vision.requires_grad_(False)
     optimizer = Optimizer(learner, muon_prefixes=MUON_PREFIXES, weight_decay=settings.weight_decay)
     step, done_s = 0, 0.0
@@ -97,7 +97,7 @@ def train_flow(
     clock = Clock(world, seconds, max_steps=max_steps, done_s=done_s, pause_s=pause_s)
     if step == 0 and settings.looking_share > 0:
         looking = _learn_to_look(world, learner, batches, settings, seconds=seconds, max_steps=max_steps)
-        average = Average(learner, decay=settings.average_decay)
+        average = Average(learner, learner.copied(), decay=settings.average_decay)
     batches.look(learner.look)
     black = learner.look_at_black().detach()
     take_step = TrainingStep(

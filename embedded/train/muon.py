@@ -41,7 +41,7 @@ class Muon:
             if not is_blocky(matrix):
                 raise ValueError(f"not a matrix of square blocks: {tuple(matrix.shape)}")
             sides.setdefault(min(matrix.shape), []).append(matrix)
-        self.learning_rate = torch.zeros((), device=matrices[0].device)
+        self.learning_rate = torch.zeros((), device=matrices[0].device if matrices else None)
         self._momentum = momentum
         self._weight_decay = weight_decay
         self._groups = {
@@ -114,8 +114,8 @@ _MODULATION = re.compile(r"_mod\.|modulation\.")
 class Optimizer:
     """Muon for the blocks' matrices and AdamW for all else, as one."""
 
-    def __init__(self, module: nn.Module, *, muon_prefixes: tuple[str, ...], weight_decay: float = 0.0) -> None:
-        """Moves the parameters that want gradients now."""
+    def __init__(self, module: nn.Module, *, muon_prefixes: tuple[str, ...] = (), weight_decay: float = 0.0) -> None:
+        """Moves the parameters that want gradients now; without ``muon_prefixes`` all by AdamW."""
         named = [(name, p) for name, p in module.named_parameters() if p.requires_grad]
         self.parameters = [p for _, p in named]
         matrices = [

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import re
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -29,6 +29,9 @@ MUON_PREFIXES = ("flux.double_blocks.", "flux.single_blocks.", "vision.vision_mo
 
 UNDISTILLED = 1.0
 """Guidance that changes nothing. All training before the distillation is at it."""
+
+
+M = TypeVar("M", bound=nn.Module)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -143,11 +146,12 @@ class Learner(nn.Module):
             layer.compile(dynamic=False)
 
 
-class Average:
+class Average(Generic[M]):
     """Exponential moving average of a module's parameters (arXiv 2312.02696): what is exported and what teaches."""
 
-    def __init__(self, of: Learner, *, decay: float) -> None:
-        self.module = of.copied()
+    def __init__(self, of: M, copy: M, *, decay: float) -> None:
+        """``copy``, a frozen one of ``of``, becomes the average."""
+        self.module = copy
         self._of = of
         self._decay = decay
         device = next(of.parameters()).device

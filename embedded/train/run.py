@@ -131,7 +131,9 @@ def stage_autoencoder(folders: Folders, arguments: argparse.Namespace, world: Wo
     """Train the autoencoder, measure its latents, write it."""
     _wait_for_shards(folders.data, arguments.wait_shards, world)
     profile = load_profile("embedded")
-    settings = dataclasses.replace(AutoencoderSettings(), **_given(arguments, ae_batch="batch", kl_weight="kl_weight"))
+    given = _given(arguments, ae_batch="batch", kl_weight="kl_weight", learning_rate="learning_rate")
+    settings = dataclasses.replace(AutoencoderSettings(), **given)
+    initial = _read_autoencoder(profile, arguments.initial) if arguments.initial else None
     network, measured = train_autoencoder(
         world,
         profile,
@@ -139,6 +141,7 @@ def stage_autoencoder(folders: Folders, arguments: argparse.Namespace, world: Wo
         settings,
         seconds=arguments.seconds,
         seed=arguments.seed,
+        initial=initial,
         max_steps=arguments.max_steps,
     )
     test = load_corpus(folders.data, "test", profile, world.device, seed=arguments.data_seed, max_shards=TEST_SHARDS)
@@ -301,9 +304,14 @@ def _draw_sheet(
 def _autoencoder(folders: Folders, world: World) -> tuple[ModelProfile, Any]:
     measured = json.loads((folders.autoencoder / "measured.json").read_text())
     profile = export.with_factors(load_profile("embedded"), measured["scale_factor"], measured["shift_factor"])
-    network = build_autoencoder(profile.autoencoder)
-    export.read_network(export.autoencoder_file(network, profile), folders.autoencoder)
+    network = _read_autoencoder(profile, folders.autoencoder)
     return profile, network.to(world.device, memory_format=torch.channels_last).requires_grad_(False)
+
+
+def _read_autoencoder(profile: ModelProfile, folder: Path) -> Any:
+    network = build_autoencoder(profile.autoencoder)
+    export.read_network(export.autoencoder_file(network, profile), folder)
+    return network
 
 
 def _with_latents(
@@ -381,7 +389,9 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--device", choices=("cpu", "cuda"))
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--commit", help="for provenance.json, where there is no git")
-    parser.add_argument("--initial", type=Path, help="model folder to start from (flow, distill) or to draw with")
+    parser.add_argument(
+        "--initial", type=Path, help="model folder to begin with (autoencoder, flow, distill) or to draw with"
+    )
     drawing = parser.add_argument_group("data")
     drawing.add_argument("--body", type=Path, default=Path("embedded/body.npz"))
     drawing.add_argument("--data-seed", type=int, default=1)

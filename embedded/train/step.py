@@ -9,6 +9,7 @@ holds that on any machine).
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -32,7 +33,7 @@ class TrainingStep:
         world: World,
         losses: Losses,
         optimizer: Optimizer,
-        average: Average | None,
+        average: Average[Any] | None,
         *,
         num_shown: int,
         generators: Sequence[torch.Generator],
