@@ -98,6 +98,14 @@ def make_app(
     )
 
     app.state.generator = generator  # whose settings can change, see serve_app.app
+    _add_pages(app, profile)
+    _add_pictures(app, generator, profile, secured=[] if door.keys is None else list(KEY_SCHEMES))
+    _add_service(app, backend, generator, metrics, profile)
+    return app
+
+
+def _add_pages(app: FastAPI, profile: ModelProfile) -> None:
+    """What people see who come with a browser."""
 
     @app.get("/", include_in_schema=False)
     async def index() -> dict[str, Any]:
@@ -108,7 +116,9 @@ def make_app(
         page = docs_page.render(app.openapi())
         return HTMLResponse(page, headers={"Content-Security-Policy": docs_page.CONTENT_SECURITY_POLICY})
 
-    secured = [] if door.keys is None else list(KEY_SCHEMES)
+
+def _add_pictures(app: FastAPI, generator: Generator, profile: ModelProfile, *, secured: list[Any]) -> None:
+    """What the service is for; ``secured`` are the schemes by which callers show a key."""
 
     @app.post(GENERATE_PATH, tags=["pictures"], dependencies=secured, **openapi.generation_route(profile))
     async def generate(request: Request) -> Response:
@@ -124,6 +134,12 @@ def make_app(
         on, may stand beside the nodes.
         """
         return await generator.respond(request, parse=request_from_graph)
+
+
+def _add_service(
+    app: FastAPI, backend: Backend, generator: Generator, metrics: IngressMetrics, profile: ModelProfile
+) -> None:
+    """What operators and their tools ask."""
 
     @app.get("/v1/models", tags=["service"])
     async def models() -> ModelList:
@@ -149,8 +165,6 @@ def make_app(
             reply = describe(error, request_id=request_id_of(request.scope))
             return JSONResponse(reply.body, status_code=reply.status, headers=reply.headers)
         return Response(page, headers={"Content-Type": CONTENT_TYPE})
-
-    return app
 
 
 def _readiness(statuses: Sequence[StageStatus], request: Request) -> Response:

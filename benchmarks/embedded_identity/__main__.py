@@ -1,14 +1,13 @@
 """Does the embedded model draw the person in the photo, and what the prompt asks for? Measured on unseen people.
 
     python -m benchmarks.embedded_identity draw --model-dir DIR --out DIR [--device cuda --dtype bfloat16]
-    python -m benchmarks.embedded_identity judge --drawn DIR --models DIR --classifier FILE --out FILE --sheets DIR
+    python -m benchmarks.embedded_identity judge --drawn DIR --classifier FILE --out FILE --sheets DIR
 
 ``draw`` makes the pictures through the engine, with references prepared by the service's own face stage from unseen
-people whom it renders (package ``moderngl``); ``judge`` looks at them with networks that took no part in training:
-dlib's detector, points and ResNet (package ``face-recognition-models`` 0.3.0 for ``--models``, CC0, and ``dlib-bin``),
-the service's detector, and a small classifier of attributes trained on drawn people (``python -m embedded.train.run
---stage attributes``). The two halves may run on different machines: what lies between them is a few tar files of JPEG
-pictures.
+people whom it renders (package ``moderngl``); ``judge`` looks at them with networks that took no part in training: the
+service's detector and identity network (extra ``identity``), and a small classifier of attributes trained on drawn
+people (``python -m embedded.train.run --stage attributes``). The two halves may run on different machines: what lies
+between them is a few tar files of JPEG pictures.
 """
 
 from __future__ import annotations
@@ -37,7 +36,6 @@ def main() -> None:
     drawing.add_argument("--batch", type=int, default=8)
     judging = commands.add_parser("judge")
     judging.add_argument("--drawn", type=Path, required=True)
-    judging.add_argument("--models", type=Path, required=True, help="folder of dlib's models")
     judging.add_argument("--classifier", type=Path, required=True)
     judging.add_argument("--out", type=Path, required=True)
     judging.add_argument("--sheets", type=Path, required=True)

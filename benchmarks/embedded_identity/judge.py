@@ -10,16 +10,14 @@ from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from benchmarks.embedded_identity.asked import JUDGED_STRENGTH, PHOTOS, STRENGTHS, Asked
 from benchmarks.embedded_identity.colour import nearest_backdrop
 from benchmarks.embedded_identity.sheets import write_sheets
 from benchmarks.embedded_identity.tars import read_tars
-from embedded.judge import Judge
 from embedded.train.attributes import names_answered, read_classifier
 from engine.face.detect import YuNetDetector
-from engine.face.identity import area_under_curve
+from engine.face.identity import DlibIdentity, IdentityVector, area_under_curve
 
 
 def judge(arguments: argparse.Namespace) -> None:
@@ -27,20 +25,18 @@ def judge(arguments: argparse.Namespace) -> None:
     facts = json.loads((arguments.drawn / "drawn.json").read_text())
     files = read_tars(arguments.drawn)
     items = [Asked(**{key: value for key, value in item.items() if key != "name"}) for item in facts.pop("items")]
-    tool, detector = Judge(arguments.models), YuNetDetector()
+    identity = DlibIdentity(YuNetDetector())
     classifier, measured = read_classifier(arguments.classifier)
     people = sorted({item.person for item in items})
-    sent = {photo: {person: tool.vector(files[f"{photo}-{person}.jpg"]) for person in people} for photo in PHOTOS}
+    sent = {photo: {person: identity.vector(files[f"{photo}-{person}.jpg"]) for person in people} for photo in PHOTOS}
     seen = {photo: {p: v for p, v in vectors.items() if v is not None} for photo, vectors in sent.items()}
-    vectors = {item.name: tool.vector(files[item.name]) for item in items}
+    vectors = {item.name: identity.vector(files[item.name]) for item in items}
     said = dict(zip([i.name for i in items], names_answered(classifier, [files[i.name] for i in items]), strict=True))
-    is_found = {item.name: bool(detector.detect(files[item.name])) for item in items}
 
     def judged(chosen: list[Asked]) -> dict[str, Any]:
         return {
             "pictures": len(chosen),
-            "face_found": share(is_found[item.name] for item in chosen),
-            "face_found_by_either_detector": share(vectors[item.name] is not None for item in chosen),
+            "face_found": share(vectors[item.name] is not None for item in chosen),
             **likeness(chosen, vectors, seen[chosen[0].photo]),
             "obeyed": {
                 question: share(said[item.name][question] == item.asked[question] for item in chosen)
@@ -74,7 +70,7 @@ def judge(arguments: argparse.Namespace) -> None:
 
 
 def likeness(
-    items: list[Asked], vectors: dict[str, npt.NDArray[np.float64] | None], seen: dict[int, npt.NDArray[np.float64]]
+    items: list[Asked], vectors: dict[str, IdentityVector | None], seen: dict[int, IdentityVector]
 ) -> dict[str, float | None]:
     """How well distance to the references tells the right one. Distances are dlib's: 0.6 is its own threshold.
 
