@@ -27,7 +27,7 @@ NUM_STEPS = 10
 BACKGROUNDS = ("blue", "red")
 
 LEAST_AUC = 0.6
-"""Chance is 0.5. With these weights it is 0.70 here and on many more people (docs/performance.md)."""
+"""Chance is 0.5. With these weights it is 0.70 here and on many more people (docs/embedded-model.md)."""
 
 GOLDEN_HASH = 0xF0CC8C8ECC4F170D
 """Of one picture of the astronaut. Other processors add up in another order: a few bits may differ."""
