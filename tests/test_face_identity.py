@@ -21,7 +21,7 @@ from engine.face.detect import YuNetDetector
 from engine.face.identity import SAME_PERSON_SIMILARITY, DlibIdentity, IdentityVector, area_under_curve, similarity
 from tests.face_pictures import astronaut, saved
 
-SHEET = Path(__file__).parent.parent / "docs" / "images" / "embedded-data.jpg"
+SHEET = Path(__file__).parent / "data" / "drawn_people.jpg"
 NUM_PEOPLE, NUM_VIEWS = 6, 5
 
 
@@ -38,7 +38,7 @@ def vector(picture: Image.Image) -> IdentityVector:
 
 @functools.cache
 def people() -> list[list[IdentityVector]]:
-    """Six drawn people in five views each, from the documentation's sheet."""
+    """Six drawn people in five views each (``embedded.dataset``)."""
     with Image.open(SHEET) as file:
         sheet = file.convert("RGB")
     width, height = sheet.width // NUM_VIEWS, sheet.height // NUM_PEOPLE
