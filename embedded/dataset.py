@@ -31,7 +31,7 @@ from embedded.captions import captions
 from embedded.people import Person, Split, sample_person, split_of
 from embedded.scene import Scene, sample_scene
 
-VERSION = 2  # of what shards hold: raise it when pictures, captions or files change
+VERSION = 3  # of what shards hold: raise it when pictures, captions or files change
 CAPTIONS_PER_VIEW = 4
 
 

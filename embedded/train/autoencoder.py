@@ -22,8 +22,8 @@ from torch.func import functional_call
 from embedded.train.corpus import face_shares, load_pictures, whole_shards
 from embedded.train.muon import Optimizer
 from embedded.train.networks import Average
-from embedded.train.step import TrainingStep
-from embedded.train.world import SHOW_EVERY_STEPS, Clock, World, warm_up_and_cosine
+from embedded.train.step import TrainingStep, take_steps
+from embedded.train.world import Clock, World
 from engine.model.autoencoder import build_autoencoder
 from engine.profile import ModelProfile
 
@@ -85,24 +85,22 @@ def train_autoencoder(
         num_shown=len(_SHOWN),
         generators=(generator,),
     )
-    step, shown = 0, [float("nan")] * len(_SHOWN)
-    while (progress := clock.progress(step)) < 1.0:
+
+    def prepare() -> None:
         pictures.refresh(clock.elapsed_s)
         pictures.choose()
-        take_step(settings.learning_rate * warm_up_and_cosine(step, progress, warm_up_steps=settings.warm_up_steps))
-        step += 1
-        if step % SHOW_EVERY_STEPS == 0:
-            shown = take_step.shown()
-            words = ", ".join(f"{name} {value:.4f}" for name, value in zip(_SHOWN, shown, strict=True))
-            world.say(f"autoencoder step {step}, {progress:.0%}, {clock.elapsed_s:.0f} s: {words}")
-    if step % SHOW_EVERY_STEPS:
-        shown = take_step.shown()
-    measured = {
-        "steps": step,
-        "seconds": round(clock.elapsed_s, 1),
-        "pictures_seen": len(pictures.images),
-        **{name: round(value, 5) for name, value in zip(_SHOWN, shown, strict=True)},
-    }
+
+    measured = take_steps(
+        world,
+        clock,
+        take_step,
+        stage="autoencoder",
+        names=_SHOWN,
+        learning_rate=settings.learning_rate,
+        warm_up_steps=settings.warm_up_steps,
+        prepare=prepare,
+    )
+    measured["pictures_seen"] = len(pictures.images)
     return average.module.eval(), measured
 
 

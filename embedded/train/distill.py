@@ -24,11 +24,13 @@ from torch import Tensor
 from embedded.train.batches import Batches, Drops
 from embedded.train.muon import Optimizer
 from embedded.train.networks import UNDISTILLED, Average, Conditions, Learner
-from embedded.train.step import TrainingStep
-from embedded.train.world import SHOW_EVERY_STEPS, Clock, World, warm_up_and_cosine
+from embedded.train.step import TrainingStep, take_steps
+from embedded.train.world import Clock, World
 from engine.sampling.schedule import COMFY_FLUX_SHIFT
 
 DEFAULT_GUIDANCE, DEFAULT_STRENGTH = 3.5, 0.8
+
+_SHOWN = ("loss", "loss_on_faces")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -79,20 +81,20 @@ def distill(
         functools.partial(_losses, world, teacher, student, batches, black, settings),
         optimizer,
         average,
-        num_shown=2,
+        num_shown=len(_SHOWN),
         generators=(batches.generator,),
     )
-    step = 0
-    measured: dict[str, Any] = {}
-    while (progress := clock.progress(step)) < 1.0:
-        take_step(settings.learning_rate * warm_up_and_cosine(step, progress, warm_up_steps=settings.warm_up_steps))
-        step += 1
-        if step % SHOW_EVERY_STEPS == 0:
-            loss, face = take_step.shown()
-            measured |= {"loss": round(loss, 6), "loss_on_faces": round(face, 6)}
-            world.say(f"distill step {step}, {progress:.0%}, {clock.elapsed_s:.0f} s: {loss:.5f}, on faces {face:.5f}")
+    measured = take_steps(
+        world,
+        clock,
+        take_step,
+        stage="distill",
+        names=_SHOWN,
+        learning_rate=settings.learning_rate,
+        warm_up_steps=settings.warm_up_steps,
+    )
     world.barrier()
-    measured |= {"steps": step, "seconds": round(clock.elapsed_s, 1), "examples": step * settings.batch * world.size}
+    measured["examples"] = measured["steps"] * settings.batch * world.size
     return average.module.eval(), measured
 
 

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from embedded.train.batches import Batch, Batches, Drops, contrast, shape_scores
 from embedded.train.muon import Optimizer
 from embedded.train.networks import MUON_PREFIXES, UNDISTILLED, Average, Conditions, Learner
-from embedded.train.step import TrainingStep
+from embedded.train.step import TrainingStep, take_steps
 from embedded.train.world import SHOW_EVERY_STEPS, Clock, World, warm_up_and_cosine
 from engine.profile import ModelProfile
 
@@ -219,23 +219,17 @@ def _learn_to_look(
         shape = F.mse_loss(head(embeddings.float()), scores[people].repeat(2, 1))
         return contrasted + settings.shape_weight * shape, torch.stack((contrasted, shape)).detach()
 
-    take_step = TrainingStep(world, losses, optimizer, None, num_shown=2, generators=(batches.generator,))
-    step, shown = 0, [float("nan")] * 2
-    while (progress := clock.progress(step)) < 1.0:
-        take_step(settings.looking_rate * warm_up_and_cosine(step, progress, warm_up_steps=100, floor=0.3))
-        step += 1
-        if step % SHOW_EVERY_STEPS == 0:
-            shown = take_step.shown()
-            world.say(
-                f"looking step {step}, {progress:.0%}, {clock.elapsed_s:.0f} s: "
-                f"contrast {shown[0]:.3f}, shape {shown[1]:.3f}"
-            )
+    names = ("contrast_loss", "shape_loss")
+    take_step = TrainingStep(world, losses, optimizer, None, num_shown=len(names), generators=(batches.generator,))
+    measured = take_steps(
+        world,
+        clock,
+        take_step,
+        stage="looking",
+        names=names,
+        learning_rate=settings.looking_rate,
+        warm_up_steps=100,
+        floor=0.3,
+    )
     learner.vision.requires_grad_(False)
-    if step % SHOW_EVERY_STEPS:
-        shown = take_step.shown()
-    return {
-        "steps": step,
-        "seconds": round(clock.elapsed_s, 1),
-        "contrast_loss": round(shown[0], 4),
-        "shape_loss": round(shown[1], 4),
-    }
+    return measured

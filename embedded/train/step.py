@@ -16,7 +16,7 @@ from torch import Tensor
 
 from embedded.train.muon import Optimizer
 from embedded.train.networks import Average
-from embedded.train.world import World
+from embedded.train.world import SHOW_EVERY_STEPS, Clock, World, warm_up_and_cosine
 
 EAGER_STEPS = 5
 """Steps that run as written before anything is recorded: compilers compile, optimisers make their state."""
@@ -78,6 +78,44 @@ class TrainingStep:
         self._optimizer.step()
         if self._average is not None:
             self._average.update()
+
+
+def take_steps(
+    world: World,
+    clock: Clock,
+    take_step: TrainingStep,
+    *,
+    stage: str,
+    names: Sequence[str],
+    learning_rate: float,
+    warm_up_steps: int,
+    floor: float = 0.02,
+    prepare: Callable[[], None] | None = None,
+) -> dict[str, Any]:
+    """Step until the clock says stop, and say now and then how it goes.
+
+    Args:
+        names: of the numbers to show.
+        floor: see :func:`embedded.train.world.warm_up_and_cosine`.
+        prepare: called before every step, and no part of what is recorded.
+
+    Returns:
+        ``steps``, ``seconds``, and by name the means since they were said last.
+    """
+    step, shown = 0, [float("nan")] * len(names)
+    while (progress := clock.progress(step)) < 1.0:
+        if prepare is not None:
+            prepare()
+        take_step(learning_rate * warm_up_and_cosine(step, progress, warm_up_steps=warm_up_steps, floor=floor))
+        step += 1
+        if step % SHOW_EVERY_STEPS == 0:
+            shown = take_step.shown()
+            words = ", ".join(f"{name} {value:.4f}" for name, value in zip(names, shown, strict=True))
+            world.say(f"{stage} step {step}, {progress:.0%}, {clock.elapsed_s:.0f} s: {words}")
+    if step % SHOW_EVERY_STEPS:
+        shown = take_step.shown()
+    values = {name: round(value, 6) for name, value in zip(names, shown, strict=True)}
+    return {"steps": step, "seconds": round(clock.elapsed_s, 1)} | values
 
 
 class _Recorded:

@@ -7,7 +7,7 @@ import math
 import os
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import torch
 import torch.distributed as dist
@@ -66,20 +66,6 @@ class World:
         """Wait for all processes."""
         if self.size > 1:
             dist.barrier()
-
-    def average_gradients(self, parameters: Iterable[Tensor]) -> None:
-        """Mean gradient over processes, in one exchange. A parameter that got none counts as zero."""
-        if self.size == 1:
-            return
-        grads = []
-        for parameter in parameters:
-            if parameter.grad is None:
-                parameter.grad = torch.zeros_like(parameter)
-            grads.append(parameter.grad)
-        flat = torch.cat([grad.reshape(-1) for grad in grads])
-        self.average(flat)
-        pieces = flat.split([grad.numel() for grad in grads])
-        torch._foreach_copy_(grads, [piece.view_as(grad) for piece, grad in zip(pieces, grads, strict=True)])
 
     def average(self, flat: Tensor) -> None:
         """Mean over processes, in place."""
