@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -22,8 +23,9 @@ from embedded.train.captions import token_ids
 from embedded.train.corpus import Corpus, face_shares, load_corpus
 from embedded.train.distill import DistillSettings, distill, guided_velocity
 from embedded.train.flow import FlowSettings, train_flow
+from embedded.train.likeness import SIDE, Likeness, LikenessSettings, cut_out
 from embedded.train.muon import Muon, orthogonalised
-from embedded.train.networks import Average, Conditions, Learner, to_tokens
+from embedded.train.networks import Average, Conditions, Learner, to_latents, to_tokens
 from embedded.train.references import MARGIN, reference_crops
 from embedded.train.sample import conditions_for, draw, measured_on
 from embedded.train.world import World
@@ -185,6 +187,26 @@ def test_a_stopped_run_goes_on(trained: Trained) -> None:
     assert measured["looking"] == trained.measured["looking"]  # that was the first run's
 
 
+def test_likeness_may_be_asked_for_later_and_its_reader_is_kept(trained: Trained, tmp_path: Path) -> None:
+    checkpoint = tmp_path / "flow.pt"
+    shutil.copy(trained.folder / "flow.pt", checkpoint)
+    readers = []
+    for max_steps in (44, 46):
+        _, measured = train_flow(
+            WORLD,
+            trained.profile,
+            trained.batches,
+            FlowSettings(batch=4, average_decay=0.9, likeness=LikenessSettings(weight=0.5, reader_batch=4)),
+            seconds=1,
+            seed=0,
+            checkpoint=checkpoint,
+            max_steps=max_steps,
+        )
+        readers.append(measured["reader"])
+    assert readers[0] is not None
+    assert readers[0] == readers[1]
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class _Told(World):
     messages: list[str]
@@ -275,6 +297,11 @@ def test_tokens_are_packed_as_the_engine_packs_them() -> None:
     assert torch.equal(to_tokens(latents), expected)
 
 
+def test_latents_come_back_from_tokens() -> None:
+    latents = torch.randn(2, 16, 8, 8, generator=torch.Generator().manual_seed(1))
+    assert torch.equal(to_latents(to_tokens(latents)), latents)
+
+
 def test_updates_are_orthogonal_block_by_block() -> None:
     torch.manual_seed(0)
     values = torch.linalg.svdvals(orthogonalised(torch.randn(3, 24, 24)))
@@ -344,6 +371,68 @@ def test_contrast_is_least_where_pairs_agree_and_forgives_doubles() -> None:
     assert float(contrast(doubled, doubled, torch.cat([people, people]))) < 0.01
 
 
+@pytest.fixture(scope="module")
+def likeness(trained: Trained) -> Likeness:
+    torch.manual_seed(0)
+    settings = LikenessSettings(weight=0.5, reader_batch=6, reader_rate=2e-3)
+    likeness = Likeness(WORLD, trained.batches, settings)
+    likeness.learn(max_steps=60)
+    return likeness
+
+
+def test_the_reader_learns_from_latents_what_shape_a_face_has(trained: Trained, likeness: Likeness) -> None:
+    measured = likeness.measured
+    assert measured is not None
+    # Scores have a mean square of 1, which is what knowing nothing would miss.
+    assert measured["reader_shape"] < 0.9
+    assert not any(parameter.requires_grad for parameter in likeness.reader.parameters())
+    again = Likeness(WORLD, trained.batches, likeness.settings)
+    again.load_state_dict(likeness.state_dict())
+    faces = torch.randn(2, 16, SIDE, SIDE, generator=torch.Generator().manual_seed(1))
+    assert torch.equal(again.reader(faces)[0], likeness.reader(faces)[0])
+    assert again.measured == measured
+
+
+def test_faces_are_cut_where_they_are() -> None:
+    rows = torch.arange(32.0).view(1, 1, 32, 1).expand(1, 1, 32, 32)
+    both = torch.cat((rows, rows.mT), dim=1)
+    # A box of 20 of 32 pixels is cut with a tenth more on every side: 24 pixels, as many as are read.
+    centre = torch.tensor([[14 / 32, 18 / 32, 20 / 32]])
+    cut = cut_out(both, centre)
+    assert cut[0, 0, :, 0].tolist() == pytest.approx([6 + i for i in range(SIDE)], abs=1e-4)
+    assert cut[0, 1, 0].tolist() == pytest.approx([2 + i for i in range(SIDE)], abs=1e-4)
+
+
+def test_likeness_is_missed_by_nothing_but_another_face(trained: Trained, likeness: Likeness) -> None:
+    batch = trained.batches.batch(6, Drops(image=0, both=0), sigma=torch.full((6,), 0.4))
+    assert float(likeness.loss(batch.velocity, batch)) == pytest.approx(0, abs=1e-5)
+    others = dataclasses.replace(batch, clean=batch.clean.roll(1, 0)).velocity
+    assert float(likeness.loss(others, batch)) > 0.01
+    nobody = dataclasses.replace(batch, is_nobody=torch.ones(6, dtype=torch.bool))
+    assert float(likeness.loss(others, nobody)) == 0
+    beside = batch.velocity.clone()
+    beside[:, 0] += 5.0  # the upper left corner
+    assert float(likeness.loss(beside, batch)) == pytest.approx(0, abs=1e-5)
+
+
+def test_likeness_has_its_share_of_the_gradient(trained: Trained, likeness: Likeness) -> None:
+    batch = trained.batches.batch(6, Drops(image=0, both=0), sigma=torch.full((6,), 0.4))
+    leaf = (0.5 * batch.velocity).requires_grad_()
+    flow_loss, _ = batch.losses(leaf, batch.velocity, face_weight=5.0)
+    (alone,) = torch.autograd.grad(flow_loss, leaf, retain_graph=True)
+    both, _ = likeness.gradient_on(leaf, flow_loss, batch)
+    added = (both - alone).square().mean().sqrt() / alone.square().mean().sqrt()
+    assert float(added) == pytest.approx(0.5, rel=1e-3)
+    # Along it the loss falls.
+    with torch.no_grad():
+        torch.manual_seed(0)
+        moved = leaf - 0.02 * (both - alone) / (both - alone).square().mean().sqrt()
+        trained.batches.generator.manual_seed(5)
+        before = likeness.loss(leaf, batch)
+        trained.batches.generator.manual_seed(5)
+        assert float(likeness.loss(moved, batch)) < float(before)
+
+
 class NothingReadBack(TorchDispatchMode):
     """Fails where a number on the device decides something on the host, or data are copied there: what can't be part
     of a recorded step."""
@@ -366,7 +455,7 @@ class NothingReadBack(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def test_a_step_can_be_recorded(trained: Trained) -> None:
+def test_a_step_can_be_recorded(trained: Trained, likeness: Likeness) -> None:
     learner = Learner(trained.profile)
     black = learner.look_at_black().detach()
     settings, generator = AutoencoderSettings(batch=2), torch.Generator()
@@ -374,6 +463,7 @@ def test_a_step_can_be_recorded(trained: Trained) -> None:
     with NothingReadBack():
         autoencoding._losses(trained.autoencoder, pictures, settings, generator)
         flow._losses(WORLD, learner, trained.batches, black, FlowSettings(batch=4))
+        flow._losses(WORLD, learner, trained.batches, black, FlowSettings(batch=4), likeness)
         distillation._losses(WORLD, trained.learner, learner, trained.batches, black, DistillSettings(batch=4))
     with pytest.raises(AssertionError), NothingReadBack():
         float(torch.ones(()))

@@ -3,13 +3,15 @@
 First the vision tower alone learns to tell people apart (a contrastive loss over two views of each; a minute), because
 the flow's loss alone would teach it that only slowly, and to say what shape each face has: people differ so much in
 skin, hair and age that telling them apart alone teaches hardly anything about noses. Then it stays as it is, looks at
-every picture a few times, and flow matching trains all other networks at once.
+every picture a few times, and flow matching trains all other networks at once; if asked, with a loss on whose face it
+is (:mod:`embedded.train.likeness`).
 """
 
 from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from embedded.train.batches import Batch, Batches, Drops, contrast, shape_scores
+from embedded.train.likeness import Likeness, LikenessSettings
 from embedded.train.muon import Optimizer
 from embedded.train.networks import MUON_PREFIXES, UNDISTILLED, Average, Conditions, Learner
 from embedded.train.step import TrainingStep, take_steps
@@ -37,6 +40,7 @@ class FlowSettings:
         sigma_mean, sigma_spread: noise levels are sigmoid(normal): 0.7 is a median of 0.67, where the sampler's fixed
             shift of 1.15 puts its steps (arXiv 2403.03206, section 3.1); a tenth are uniform.
         face_weight: of errors on the face, where those elsewhere count 1.
+        likeness: how much it counts whose face it is.
         average_decay: of the moving average, which is the result.
         save_every_s: between checkpoints.
     """
@@ -53,6 +57,7 @@ class FlowSettings:
     sigma_spread: float = 1.0
     face_weight: float = 5.0
     drops: Drops = dataclasses.field(default_factory=Drops)
+    likeness: LikenessSettings = dataclasses.field(default_factory=LikenessSettings)
     average_decay: float = 0.998
     save_every_s: float = 150.0
 
@@ -86,29 +91,35 @@ def train_flow(
     optimizer = Optimizer(learner, muon_prefixes=MUON_PREFIXES, weight_decay=settings.weight_decay)
     step, done_s = 0, 0.0
     looking: dict[str, Any] | None = None
+    likeness = Likeness(world, batches, settings.likeness) if settings.likeness.weight else None
     if checkpoint.is_file():
         state = torch.load(checkpoint, map_location=world.device, weights_only=True)
         learner.load_state_dict(state["learner"])
         average.load_state_dict(state["average"])
         optimizer.load_state_dict(state["optimizer"])
         step, done_s, looking = state["step"], state["done_s"], state["looking"]
+        if likeness is not None and state["likeness"] is not None:
+            likeness.load_state_dict(state["likeness"])
         world.say(f"goes on from step {step}, {done_s:.0f} s")
     learner.compile_blocks(world)
     clock = Clock(world, seconds, max_steps=max_steps, done_s=done_s, pause_s=pause_s)
     if step == 0 and settings.looking_share > 0:
         looking = _learn_to_look(world, learner, batches, settings, seconds=seconds, max_steps=max_steps)
         average = Average(learner, learner.copied(), decay=settings.average_decay)
+    if likeness is not None and likeness.measured is None:
+        likeness.learn(max_steps=max_steps)
     batches.look(learner.look)
     black = learner.look_at_black().detach()
+    names = ("flow_loss", "flow_loss_on_faces") + (("likeness_loss",) if likeness is not None else ())
     take_step = TrainingStep(
         world,
-        functools.partial(_losses, world, learner, batches, black, settings),
+        functools.partial(_losses, world, learner, batches, black, settings, likeness),
         optimizer,
         average,
-        num_shown=2,
+        num_shown=len(names),
         generators=(batches.generator,),
     )
-    measured: dict[str, Any] = {"looking": looking}
+    measured: dict[str, Any] = {"looking": looking, "reader": likeness.measured if likeness is not None else None}
 
     def save() -> None:
         state = {
@@ -118,6 +129,7 @@ def train_flow(
             "step": step,
             "done_s": clock.elapsed_s,
             "looking": looking,
+            "likeness": likeness.state_dict() if likeness is not None else None,
         }
         partial = checkpoint.with_suffix(".partial")
         torch.save(state, partial)
@@ -130,15 +142,15 @@ def train_flow(
         take_step(settings.learning_rate * factor)
         step += 1
         if step % SHOW_EVERY_STEPS == 0:
-            flow, face = take_step.shown()
-            if flow != flow:
+            shown = dict(zip(names, take_step.shown(), strict=True))
+            if any(map(math.isnan, shown.values())):
                 raise FloatingPointError(f"the flow loss is not a number at step {step}; lower the learning rate")
             rate = (step - began_step) * settings.batch * world.size / (clock.elapsed_s - began_s)
             world.say(
                 f"flow step {step}, {progress:.0%}, {clock.elapsed_s:.0f} s, {rate:.0f} examples a second: "
-                f"loss {flow:.4f}, on faces {face:.4f}"
+                + ", ".join(f"{name} {value:.4f}" for name, value in shown.items())
             )
-            measured |= {"flow_loss": round(flow, 5), "flow_loss_on_faces": round(face, 5)}
+            measured |= {name: round(value, 5) for name, value in shown.items()}
         if world.is_first and clock.elapsed_s - saved_s > settings.save_every_s:
             saved_s = clock.elapsed_s
             save()
@@ -156,13 +168,24 @@ def train_flow(
 
 
 def _losses(
-    world: World, learner: Learner, batches: Batches, black: Tensor, settings: FlowSettings
+    world: World,
+    learner: Learner,
+    batches: Batches,
+    black: Tensor,
+    settings: FlowSettings,
+    likeness: Likeness | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """The loss, and (2,) to show."""
+    """What is to be made small, and (2,) or with likeness (3,) to show."""
     batch = batches.batch(settings.batch, settings.drops, sigma=training_sigmas(batches, settings))
     with world.autocast():
         predicted = learner.velocity(batch.noisy, batch.sigma, conditions(learner, batch, black, batches))
-    return batch.losses(predicted, batch.velocity, face_weight=settings.face_weight)
+    if likeness is None:
+        return batch.losses(predicted, batch.velocity, face_weight=settings.face_weight)
+    leaf = predicted.detach().float().requires_grad_()
+    flow, shown = batch.losses(leaf, batch.velocity, face_weight=settings.face_weight)
+    gradient, missed = likeness.gradient_on(leaf, flow, batch)
+    # Its value says nothing; its gradient is the one that is wanted.
+    return (predicted * gradient).sum(), torch.cat((shown, missed[None]))
 
 
 def conditions(learner: Learner, batch: Batch, black: Tensor, batches: Batches) -> Conditions:

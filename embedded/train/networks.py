@@ -190,6 +190,14 @@ def to_tokens(latents: Tensor) -> Tensor:
     return tokens
 
 
+def to_latents(tokens: Tensor) -> Tensor:
+    """The inverse of :func:`to_tokens`, for square pictures."""
+    side = int(tokens.shape[1] ** 0.5)
+    patches = tokens.unflatten(2, (-1, PATCH, PATCH)).unflatten(1, (side, side))  # (B, h/2, w/2, C, 2, 2)
+    latents: Tensor = patches.permute(0, 3, 1, 4, 2, 5).flatten(4).flatten(2, 3)
+    return latents
+
+
 _STARTS_AT_NOTHING = re.compile(
     r"flux\.(double_blocks\.\d+\.(img|txt)_mod\.lin|single_blocks\.\d+\.modulation\.lin)\.weight"
     r"|flux\.final_layer\.(linear|adaLN_modulation\.1)\.weight"

@@ -187,6 +187,8 @@ def stage_flow(folders: Folders, arguments: argparse.Namespace, world: World) ->
         FlowSettings(),
         **_given(arguments, **{name: name for name in ("batch", "learning_rate", "looking_batch", "looking_share")}),
     )
+    likeness = _given(arguments, likeness_weight="weight", reader_seconds="reader_seconds", reader_batch="reader_batch")
+    settings = dataclasses.replace(settings, likeness=dataclasses.replace(settings.likeness, **likeness))
     initial = export.read_model(profile, arguments.initial)[0] if arguments.initial else None
     batches = Batches(corpus, latents, profile, world, seed=arguments.seed + _resumed_at(folders.checkpoint))
     learner, measured = train_flow(
@@ -408,6 +410,9 @@ def _arguments() -> argparse.Namespace:
     learning.add_argument("--batch", type=int)
     learning.add_argument("--looking-batch", type=int)
     learning.add_argument("--looking-share", type=float)
+    learning.add_argument("--likeness-weight", type=float)
+    learning.add_argument("--reader-seconds", type=float)
+    learning.add_argument("--reader-batch", type=int)
     learning.add_argument("--learning-rate", type=float)
     learning.add_argument("--text-gain", type=float)
     learning.add_argument("--image-gain", type=float)
