@@ -106,8 +106,7 @@ class Likeness:
         self._scores = shape_scores(corpus.shapes)
         # From pixels to shares of the picture.
         self._faces = corpus.faces / corpus.images.shape[1]
-        reader: nn.Module = FaceReader(batches.latents.shape[1], self._scores.shape[1]).to(world.device)
-        self.reader = reader.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.reader = FaceReader(batches.latents.shape[1], self._scores.shape[1]).to(world.device)
         self.measured: dict[str, Any] | None = None
         """While the reader was trained; None before."""
 
