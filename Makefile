@@ -77,8 +77,8 @@ train-embedded:
 	$(TRAIN) --stage data --seconds 1200
 	$(TRAIN) --stage autoencoder --seconds 240
 	$(TRAIN) --stage attributes --seconds 40
-	$(TRAIN) --stage flow --seconds 480
-	$(TRAIN) --stage distill --seconds 120
+	$(TRAIN) --stage flow --seconds 1050
+	$(TRAIN) --stage distill --seconds 95
 	$(or $(PYTHON),python3) -m embedded.train.export join output/trained output/model
 	@echo "look at output/trained/*.jpg; then: python -m embedded.train.export install output/model"
 

@@ -19,7 +19,9 @@ from serve_app.flags import positive
 
 DEFAULT_CONFIG: Final = Path("serve_config.local.yaml")
 # Words that captions of the embedded model's training hold; it was taught on nothing else.
-DEMO_PROMPT: Final = "A portrait of a woman with short blonde hair, smiling, blue background, soft studio light"
+DEMO_PROMPT: Final = (
+    "A portrait of a woman with short brown hair, smiling, facing the camera, blue background, soft studio light"
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

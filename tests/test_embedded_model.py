@@ -26,10 +26,10 @@ PEOPLE = sorted((ROOT / "examples" / "people").glob("*.jpg"))
 NUM_STEPS = 10
 BACKGROUNDS = ("blue", "red")
 
-LEAST_AUC = 0.6
-"""Chance is 0.5. With these weights it is 0.70 here and on many more people (docs/embedded-model.md)."""
+LEAST_AUC = 0.85
+"""Chance is 0.5. With these weights it is 0.92 here, and 0.935 over many more people (docs/embedded-model.md)."""
 
-GOLDEN_HASH = 0xF0CC8C8ECC4F170D
+GOLDEN_HASH = 0x71C98D8F27070767
 """Of one picture of the astronaut. Other processors add up in another order: a few bits may differ."""
 GOLDEN_TOLERANCE_BITS = 6
 
@@ -54,7 +54,9 @@ def reference(photo: Path) -> Reference:
 def request(photo: Path, background: str, ip_scale: float = 0.8) -> ImageRequest:
     return ImageRequest(
         request_id=f"{photo.stem}-{background}-{ip_scale}",
-        prompt=f"A professional AI influencer portrait, facing the camera, {background} background, soft studio light",
+        # Short hair, since an afro may fill the corners in which the background's colour is looked for.
+        prompt=f"A professional AI influencer portrait, short hair, facing the camera, {background} background, "
+        "soft studio light",
         reference=reference(photo),
         width_px=256,
         height_px=256,

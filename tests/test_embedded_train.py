@@ -42,6 +42,8 @@ from tests.miniature_training import WORLD, miniature, write_people
 
 pytestmark = pytest.mark.slow
 
+WITHOUT_LIKENESS = LikenessSettings(weight=0)
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Trained:
@@ -88,7 +90,14 @@ def trained(tmp_path_factory: pytest.TempPathFactory, one_thread: None) -> Train
         WORLD,
         profile,
         Batches(corpus, latents, profile, WORLD, seed=2),
-        FlowSettings(batch=8, looking_batch=6, warm_up_steps=5, average_decay=0.9, learning_rate=4e-3),
+        FlowSettings(
+            batch=8,
+            looking_batch=6,
+            warm_up_steps=5,
+            average_decay=0.9,
+            learning_rate=4e-3,
+            likeness=WITHOUT_LIKENESS,
+        ),
         seconds=1,
         seed=0,
         checkpoint=folder / "flow.pt",
@@ -176,7 +185,7 @@ def test_a_stopped_run_goes_on(trained: Trained) -> None:
         world,
         trained.profile,
         trained.batches,
-        FlowSettings(batch=4, average_decay=0.9),
+        FlowSettings(batch=4, average_decay=0.9, likeness=WITHOUT_LIKENESS),
         seconds=1,
         seed=0,
         checkpoint=trained.folder / "flow.pt",
@@ -184,10 +193,11 @@ def test_a_stopped_run_goes_on(trained: Trained) -> None:
     )
     assert messages[0].startswith("goes on from step 40")
     assert measured["steps"] == 42
+    assert measured["examples"] == trained.measured["examples"] + 2 * 4
     assert measured["looking"] == trained.measured["looking"]  # that was the first run's
 
 
-def test_likeness_may_be_asked_for_later_and_its_reader_is_kept(trained: Trained, tmp_path: Path) -> None:
+def test_likeness_may_come_in_later_and_its_reader_is_kept(trained: Trained, tmp_path: Path) -> None:
     checkpoint = tmp_path / "flow.pt"
     shutil.copy(trained.folder / "flow.pt", checkpoint)
     readers = []
@@ -462,7 +472,7 @@ def test_a_step_can_be_recorded(trained: Trained, likeness: Likeness) -> None:
     pictures = autoencoding._Pictures(trained.folder / "data", WORLD, settings, seed=0)
     with NothingReadBack():
         autoencoding._losses(trained.autoencoder, pictures, settings, generator)
-        flow._losses(WORLD, learner, trained.batches, black, FlowSettings(batch=4))
+        flow._losses(WORLD, learner, trained.batches, black, FlowSettings(batch=4), None)
         flow._losses(WORLD, learner, trained.batches, black, FlowSettings(batch=4), likeness)
         distillation._losses(WORLD, trained.learner, learner, trained.batches, black, DistillSettings(batch=4))
     with pytest.raises(AssertionError), NothingReadBack():

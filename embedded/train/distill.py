@@ -46,8 +46,8 @@ class DistillSettings:
     batch: int = 512
     learning_rate: float = 6e-4
     warm_up_steps: int = 50
-    text_gain: float = 0.7
-    image_gain: float = 0.4
+    text_gain: float = 0.5
+    image_gain: float = 0.8
     max_guidance: float = 6.0
     average_decay: float = 0.99
     face_weight: float = 5.0

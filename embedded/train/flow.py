@@ -3,8 +3,8 @@
 First the vision tower alone learns to tell people apart (a contrastive loss over two views of each; a minute), because
 the flow's loss alone would teach it that only slowly, and to say what shape each face has: people differ so much in
 skin, hair and age that telling them apart alone teaches hardly anything about noses. Then it stays as it is, looks at
-every picture a few times, and flow matching trains all other networks at once; if asked, with a loss on whose face it
-is (:mod:`embedded.train.likeness`).
+every picture a few times, and all other networks learn at once: flow matching, and whose face it is
+(:mod:`embedded.train.likeness`).
 """
 
 from __future__ import annotations
@@ -47,9 +47,9 @@ class FlowSettings:
 
     batch: int = 512
     looking_batch: int = 320
-    looking_share: float = 0.15
+    looking_share: float = 0.09
     shape_weight: float = 3.0
-    learning_rate: float = 3e-3
+    learning_rate: float = 2e-3
     looking_rate: float = 2e-3
     warm_up_steps: int = 150
     weight_decay: float = 0.01
@@ -89,7 +89,7 @@ def train_flow(
     average = Average(learner, learner.copied(), decay=settings.average_decay)
     learner.vision.requires_grad_(False)
     optimizer = Optimizer(learner, muon_prefixes=MUON_PREFIXES, weight_decay=settings.weight_decay)
-    step, done_s = 0, 0.0
+    step, examples, done_s = 0, 0, 0.0
     looking: dict[str, Any] | None = None
     likeness = Likeness(world, batches, settings.likeness) if settings.likeness.weight else None
     if checkpoint.is_file():
@@ -97,7 +97,7 @@ def train_flow(
         learner.load_state_dict(state["learner"])
         average.load_state_dict(state["average"])
         optimizer.load_state_dict(state["optimizer"])
-        step, done_s, looking = state["step"], state["done_s"], state["looking"]
+        step, examples, done_s, looking = (state[key] for key in ("step", "examples", "done_s", "looking"))
         if likeness is not None and state["likeness"] is not None:
             likeness.load_state_dict(state["likeness"])
         world.say(f"goes on from step {step}, {done_s:.0f} s")
@@ -127,6 +127,7 @@ def train_flow(
             "average": average.state_dict(),
             "optimizer": optimizer.state_dict(),
             "step": step,
+            "examples": examples,
             "done_s": clock.elapsed_s,
             "looking": looking,
             "likeness": likeness.state_dict() if likeness is not None else None,
@@ -136,16 +137,17 @@ def train_flow(
         partial.replace(checkpoint)
 
     saved_s = clock.elapsed_s
-    began_s, began_step = clock.elapsed_s, step
+    began_s, began_examples = clock.elapsed_s, examples
     while (progress := clock.progress(step)) < 1.0 and not clock.is_paused:
         factor = warm_up_and_cosine(step, progress, warm_up_steps=settings.warm_up_steps)
         take_step(settings.learning_rate * factor)
         step += 1
+        examples += settings.batch * world.size
         if step % SHOW_EVERY_STEPS == 0:
             shown = dict(zip(names, take_step.shown(), strict=True))
             if any(map(math.isnan, shown.values())):
                 raise FloatingPointError(f"the flow loss is not a number at step {step}; lower the learning rate")
-            rate = (step - began_step) * settings.batch * world.size / (clock.elapsed_s - began_s)
+            rate = (examples - began_examples) / (clock.elapsed_s - began_s)
             world.say(
                 f"flow step {step}, {progress:.0%}, {clock.elapsed_s:.0f} s, {rate:.0f} examples a second: "
                 + ", ".join(f"{name} {value:.4f}" for name, value in shown.items())
@@ -160,7 +162,7 @@ def train_flow(
     measured |= {
         "steps": step,
         "seconds": round(clock.elapsed_s, 1),
-        "examples": step * settings.batch * world.size,
+        "examples": examples,
         "processes": world.size,
         "is_whole": progress >= 1.0,
     }
@@ -173,7 +175,7 @@ def _losses(
     batches: Batches,
     black: Tensor,
     settings: FlowSettings,
-    likeness: Likeness | None = None,
+    likeness: Likeness | None,
 ) -> tuple[Tensor, Tensor]:
     """What is to be made small, and (2,) or with likeness (3,) to show."""
     batch = batches.batch(settings.batch, settings.drops, sigma=training_sigmas(batches, settings))

@@ -45,7 +45,7 @@ class LikenessSettings:
         reader_batch: people in a step of the reader, two views of each.
     """
 
-    weight: float = 0.0
+    weight: float = 0.5
     reader_seconds: float = 30.0
     reader_batch: int = 512
     reader_rate: float = 1e-3
