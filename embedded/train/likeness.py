@@ -43,6 +43,8 @@ class LikenessSettings:
         weight: of the likeness in the gradient, as a share of the flow's (root mean squares over a batch); 0 is none.
         reader_seconds: for the reader, before.
         reader_batch: people in a step of the reader, two views of each.
+        reader_rate: the reader's learning rate.
+        shape_weight: of the error in the shape of faces, beside the contrastive loss.
     """
 
     weight: float = 0.5
@@ -55,7 +57,7 @@ class LikenessSettings:
 class FaceReader(nn.Module):
     """Latents of faces to what they say of the person.
 
-    Three stages of residual convolutions, 24, 12 and 6 pixels a side; 4 million parameters, none of them shipped.
+    Three stages of residual convolutions, 24, 12 and 6 pixels a side; 6 million parameters, none of them shipped.
     """
 
     def __init__(self, num_channels: int, num_scores: int, *, width: int = 64, dim: int = 256) -> None:
