@@ -435,7 +435,6 @@ def test_likeness_has_its_share_of_the_gradient(trained: Trained, likeness: Like
     assert float(added) == pytest.approx(0.5, rel=1e-3)
     # Along it the loss falls.
     with torch.no_grad():
-        torch.manual_seed(0)
         moved = leaf - 0.02 * (both - alone) / (both - alone).square().mean().sqrt()
         trained.batches.generator.manual_seed(5)
         before = likeness.loss(leaf, batch)

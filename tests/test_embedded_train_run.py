@@ -65,23 +65,11 @@ def test_two_processes_train_distil_and_leave_a_whole_model(folder: Path, tmp_pa
 
 def test_a_model_in_parts_is_where_another_run_begins(folder: Path, tmp_path: Path) -> None:
     (folder / "flow.pt").unlink(missing_ok=True)  # another test's
-    run_stage(
-        folder, "flow", "--max-steps", "1", "--batch", "4", "--looking-batch", "4", "--reader-batch", "4", processes=1
-    )
+    few = ("--max-steps", "1", "--batch", "4", "--looking-batch", "4", "--reader-batch", "4")
+    run_stage(folder, "flow", *few, processes=1)
     export.join(folder / "out", tmp_path / "first")
     (folder / "flow.pt").unlink()
-    again = (
-        "--max-steps",
-        "1",
-        "--batch",
-        "4",
-        "--reader-batch",
-        "4",
-        "--looking-share",
-        "0",
-        "--initial",
-        str(tmp_path / "first"),
-    )
+    again = (*few, "--looking-share", "0", "--initial", str(tmp_path / "first"))
     run_stage(folder, "flow", *again, processes=1)
     export.join(folder / "out", tmp_path / "second")
     stages = json.loads((tmp_path / "second" / "provenance.json").read_text())["stages"]

@@ -176,3 +176,20 @@ def contrast(first: Tensor, second: Tensor, identity: Tensor, *, temperature: fl
     logits = (a @ b.T / temperature).masked_fill(is_same, -torch.inf)
     goal = torch.arange(len(a), device=a.device)
     return 0.5 * (F.cross_entropy(logits, goal) + F.cross_entropy(logits.T, goal))
+
+
+def who_and_what_shape(
+    embeddings: Tensor, shapes: Tensor, people: Tensor, scores: Tensor, *, shape_weight: float
+) -> tuple[Tensor, Tensor]:
+    """The loss of a network that learns to know faces, and (2,) to show: :func:`contrast`, and the error in the shape.
+
+    Args:
+        embeddings: (2B, D), first one view of each person, then another of each.
+        shapes: (2B, count), what it says of the shape.
+        people: (B,) identities.
+        scores: (P, count), the shapes of all people, from :func:`shape_scores`.
+    """
+    first, second = embeddings.chunk(2)
+    contrasted = contrast(first, second, people)
+    missed = F.mse_loss(shapes.float(), scores[people].repeat(2, 1))
+    return contrasted + shape_weight * missed, torch.stack((contrasted, missed)).detach()

@@ -16,10 +16,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from embedded.train.batches import Batch, Batches, Drops, contrast, shape_scores
+from embedded.train.batches import Batch, Batches, Drops, shape_scores, who_and_what_shape
 from embedded.train.likeness import Likeness, LikenessSettings
 from embedded.train.muon import Optimizer
 from embedded.train.networks import MUON_PREFIXES, UNDISTILLED, Average, Conditions, Learner
@@ -238,11 +237,9 @@ def _learn_to_look(
         crops = torch.cat([batches.crops(rows), batches.crops(batches.corpus.another_view(rows, batches.generator))])
         with world.autocast():
             embeddings = learner.look(crops)
-        first, second = embeddings.chunk(2)
         people = rows // batches.corpus.num_views
-        contrasted = contrast(first, second, people)
-        shape = F.mse_loss(head(embeddings.float()), scores[people].repeat(2, 1))
-        return contrasted + settings.shape_weight * shape, torch.stack((contrasted, shape)).detach()
+        shapes = head(embeddings.float())
+        return who_and_what_shape(embeddings, shapes, people, scores, shape_weight=settings.shape_weight)
 
     names = ("contrast_loss", "shape_loss")
     take_step = TrainingStep(world, losses, optimizer, None, num_shown=len(names), generators=(batches.generator,))

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from embedded.train.batches import Batch, Batches, contrast, shape_scores
+from embedded.train.batches import Batch, Batches, shape_scores, who_and_what_shape
 from embedded.train.muon import Optimizer
 from embedded.train.networks import to_latents
 from embedded.train.step import TrainingStep, take_steps
@@ -125,10 +125,7 @@ class Likeness:
             with self._world.autocast():
                 person, shape, _ = self.reader(cut_out(batches.latents[views].float(), faces) + noise)
             people = rows // batches.corpus.num_views
-            first, second = person.chunk(2)
-            contrasted = contrast(first, second, people)
-            missed = F.mse_loss(shape.float(), self._scores[people].repeat(2, 1))
-            return contrasted + settings.shape_weight * missed, torch.stack((contrasted, missed)).detach()
+            return who_and_what_shape(person, shape, people, self._scores, shape_weight=settings.shape_weight)
 
         self.measured = take_steps(
             self._world,
