@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import Awaitable, Callable
+import threading
+from collections.abc import Awaitable, Callable, Coroutine
 
 import pytest
 
-from serve_app.local.outside import port_trouble
-from serve_app.local.relay import Address, relay, reserve
+from serve_app.local.relay import Address, PortError, relay, reserve, start_relay
 
 Handler = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 Client = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
+HERE = Address(host="127.0.0.1", port=0)
 
 
 def through_relay(handler: Handler, client: Client) -> None:
@@ -25,7 +26,7 @@ def through_relay(handler: Handler, client: Client) -> None:
     async def run() -> None:
         service = await asyncio.start_server(closing, "127.0.0.1", 0)
         inner = Address(host="127.0.0.1", port=service.sockets[0].getsockname()[1])
-        listening = reserve(Address(host="127.0.0.1", port=0))
+        listening = reserve(HERE)
         port = listening.getsockname()[1]
         task = asyncio.create_task(relay(listening, inner))
         await asyncio.sleep(0)  # begins to listen
@@ -81,7 +82,7 @@ def test_the_service_learns_that_the_caller_went_away() -> None:
 
         service = await asyncio.start_server(handler, "127.0.0.1", 0)
         inner = Address(host="127.0.0.1", port=service.sockets[0].getsockname()[1])
-        listening = reserve(Address(host="127.0.0.1", port=0))
+        listening = reserve(HERE)
         task = asyncio.create_task(relay(listening, inner))
         await asyncio.sleep(0)
         async with service, asyncio.timeout(30.0):
@@ -97,19 +98,49 @@ def test_the_service_learns_that_the_caller_went_away() -> None:
 
 
 def test_a_reserved_port_refuses_until_the_relay_listens() -> None:
-    with reserve(Address(host="127.0.0.1", port=0)) as reserved, pytest.raises(ConnectionRefusedError):
+    with reserve(HERE) as reserved, pytest.raises(ConnectionRefusedError):
         socket.create_connection(reserved.getsockname())
 
 
+def test_callers_get_through_from_the_moment_the_relay_is_started(monkeypatch: pytest.MonkeyPatch) -> None:
+    run, may_run = asyncio.run, threading.Event()
+
+    def run_late(main: Coroutine[None, None, None]) -> None:
+        may_run.wait(30.0)
+        run(main)
+
+    monkeypatch.setattr(asyncio, "run", run_late)
+    with socket.create_server((HERE.host, 0)) as service, reserve(HERE) as reserved:
+        start_relay(reserved, HERE, Address(host=HERE.host, port=service.getsockname()[1]))
+        with socket.create_connection(reserved.getsockname(), timeout=30.0) as caller:
+            may_run.set()
+            service.settimeout(30.0)
+            answering, _ = service.accept()
+            with answering:
+                answering.sendall(b"hello")
+            assert caller.recv(5, socket.MSG_WAITALL) == b"hello"
+
+
 def test_a_taken_port_is_named_with_a_way_out() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as other:
-        address = Address(host="127.0.0.1", port=other.getsockname()[1])
-        with pytest.raises(OSError) as caught:
+    with socket.create_server((HERE.host, 0)) as other:
+        address = Address(host=HERE.host, port=other.getsockname()[1])
+        with pytest.raises(PortError, match=rf"Port {address.port} on 127\.0\.0\.1 is taken") as caught:
             reserve(address)
-    message = port_trouble(address, caught.value)
-    assert f"Port {address.port} on 127.0.0.1 is taken" in message
-    assert f"make serve PORT={address.port + 1}" in message
-    assert "None" not in port_trouble(Address(host="192.0.2.1", port=80), OSError(99, "Cannot assign address"))
+    assert f"make serve PORT={address.port + 1}" in str(caught.value)
+
+
+def test_a_port_that_is_lost_between_reserving_and_listening_is_named_too() -> None:
+    with reserve(HERE) as reserved:
+        address = Address(host=HERE.host, port=reserved.getsockname()[1])
+        with reserve(address) as other:
+            other.listen()
+            with pytest.raises(PortError, match=f"Port {address.port} on .* is taken"):
+                start_relay(reserved, address, HERE)
+
+
+def test_a_host_that_is_not_this_machines_is_named() -> None:
+    with pytest.raises(PortError, match=r"Can't listen on 192\.0\.2\.1 port 8000: Cannot assign"):
+        reserve(Address(host="192.0.2.1", port=8000))
 
 
 def test_addresses_are_urls() -> None:

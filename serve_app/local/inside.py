@@ -5,7 +5,6 @@
 from __future__ import annotations
 
 import argparse
-import asyncio
 import dataclasses
 import json
 import os
@@ -14,7 +13,6 @@ import signal
 import socket
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,7 +20,7 @@ from types import FrameType
 
 from serve_app.exit_codes import ExitCode
 from serve_app.local.contain import PRIVATE_FOLDER_ENV
-from serve_app.local.relay import Address, relay
+from serve_app.local.relay import Address, PortError, start_relay
 from serve_app.local.server import (
     ANSI_COLOUR,
     ConfigRefusedError,
@@ -89,9 +87,14 @@ def carry_out(plan: Plan, *, log_file: Path) -> int:
             print(f"Ready after {time.monotonic() - started_s:.1f} s.", file=sys.stderr, flush=True)
             if plan.client_arguments is not None:
                 return _send_one(plan.client_arguments, plan.inner)
+            if plan.listen_fd is not None:
+                start_relay(socket.socket(fileno=plan.listen_fd), plan.outer, plan.inner)
             _serve(server, plan)
         except ConfigRefusedError as error:
             print(f"{plan.config} can't be deployed:\n{error}", file=sys.stderr)
+            return ExitCode.BAD_INPUT
+        except PortError as error:
+            print(error, file=sys.stderr)
             return ExitCode.BAD_INPUT
         except ServerFailedError as error:
             why = "\n".join(error.causes) or f"{server.log_tail()}\n(the end of its log)"
@@ -110,25 +113,12 @@ def _send_one(client_arguments: Sequence[str], address: Address) -> int:
 
 def _serve(server: LocalServer, plan: Plan) -> None:
     """Until the process is stopped. Raises ServerFailedError where the cluster process ends before."""
-    if plan.listen_fd is not None:
-        _start_relay(socket.socket(fileno=plan.listen_fd), plan.inner)
     print(f"Serving on {plan.outer} (try {plan.outer}/docs). Ctrl-C stops it.", file=sys.stderr, flush=True)
     while True:
         server.check_alive()
         for event in server.new_events():
             print(f"Now {in_words(event)}.", file=sys.stderr, flush=True)
         time.sleep(1.0)
-
-
-def _start_relay(listening: socket.socket, service: Address) -> None:
-    def run() -> None:
-        try:
-            asyncio.run(relay(listening, service))
-        except OSError as error:
-            print(f"Can't listen any more: {error.strerror}. Is the port in use?", file=sys.stderr, flush=True)
-            os.kill(os.getpid(), signal.SIGTERM)
-
-    threading.Thread(target=run, name="relay", daemon=True).start()
 
 
 def _stop(signum: int, frame: FrameType | None) -> None:

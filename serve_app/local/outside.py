@@ -5,7 +5,6 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
 import socket
 import sys
@@ -15,7 +14,7 @@ from pathlib import Path
 from serve_app.exit_codes import ExitCode
 from serve_app.local.contain import Isolation, best_isolation, run_contained
 from serve_app.local.inside import Plan
-from serve_app.local.relay import Address, reserve
+from serve_app.local.relay import Address, PortError, reserve
 
 INNER = Address(host="127.0.0.1", port=8000)
 """Where the application listens in a network of its own, where every port is free."""
@@ -26,8 +25,8 @@ def serve(config: Path, outer: Address, *, ready_timeout_s: float, log_file: str
     isolation = best_isolation(wants_private_network=True)
     try:
         listening = reserve(outer)
-    except OSError as error:
-        print(port_trouble(outer, error), file=sys.stderr)
+    except PortError as error:
+        print(error, file=sys.stderr)
         return ExitCode.BAD_INPUT
     with contextlib.closing(listening):
         is_relayed = isolation.is_network_private
@@ -60,16 +59,6 @@ def demo(config: Path, client_arguments: Sequence[str], *, ready_timeout_s: floa
         log_file=log_file,
     )
     return _contain(plan, isolation, pass_fds=())
-
-
-def port_trouble(address: Address, error: OSError) -> str:
-    """What to do about a port that can't be had."""
-    if error.errno == errno.EADDRINUSE:
-        return (
-            f"Port {address.port} on {address.host} is taken. Stop what listens there, or choose another port: "
-            f"make serve PORT={address.port + 1}, or likeness serve --port {address.port + 1}"
-        )
-    return f"Can't listen on {address.host} port {address.port}: {error.strerror}"
 
 
 def _contain(plan: Plan, isolation: Isolation, *, pass_fds: Sequence[int]) -> int:
