@@ -28,16 +28,20 @@ class Marked:
                     found.append(int(environ.parent.name))
         return found
 
-    def socket_inodes(self) -> set[str]:
-        """Inodes of all sockets that they hold open, in whichever network these are."""
-        inodes = set()
+    def open_descriptors(self) -> set[str]:
+        """What they hold open: paths of files, ``socket:[inode]`` and the like."""
+        targets = set()
         for pid in self.processes():
             with contextlib.suppress(OSError):
                 for descriptor in Path(f"/proc/{pid}/fd").iterdir():
                     with contextlib.suppress(OSError):
-                        kind, _, inode = str(descriptor.readlink()).partition(":[")
-                        inodes |= {inode.rstrip("]")} if kind == "socket" else set()
-        return inodes
+                        targets.add(str(descriptor.readlink()))
+        return targets
+
+    def socket_inodes(self) -> set[str]:
+        """Inodes of all sockets that they hold open, in whichever network these are."""
+        prefix = "socket:["
+        return {target[len(prefix) : -1] for target in self.open_descriptors() if target.startswith(prefix)}
 
     def none_left(self) -> bool:
         """Whether all are gone; the kernel takes a moment to clear away what was killed."""

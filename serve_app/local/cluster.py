@@ -78,6 +78,7 @@ def deploy(config: ServeDeploySchema, status: TextIO) -> None:
     client = api.serve_start(
         http_options=config.http_options.model_dump(),
         proxy_location=config.proxy_location,
+        global_logging_config=config.logging_config,
         grpc_options=config.grpc_options.model_dump(),
         controller_options=config.controller_options,
     )

@@ -23,6 +23,7 @@ from tests.marked_processes import Marked
 pytestmark = pytest.mark.serve
 
 CONFIG = """
+logging_config: {{enable_access_log: false}}
 applications:
   - name: likeness
     route_prefix: /
@@ -135,7 +136,7 @@ def test_serve_answers_on_its_one_port_until_ctrl_c_in_the_middle_of_a_picture(
         with httpx.Client(base_url=url, trust_env=False, timeout=60.0) as http:
             assert http.get("/ready").json()["is_ready"] is True
             assert http.get("/v1/models").json()["data"][0]["id"] == "embedded"
-        opened = listening_ports(marked)
+        opened, proxy_log = listening_ports(marked), log_of_the_proxy(marked)
         flags = ("--prompt", "p", "--reference-image", str(reference), "--output", str(tmp_path / "out.jpg"))
         with likeness(marked, "flux-ipadapter-faceid", *flags, "--url", url) as client:
             read_until(client, "drawing")
@@ -146,6 +147,8 @@ def test_serve_answers_on_its_one_port_until_ctrl_c_in_the_middle_of_a_picture(
     assert "Traceback" not in printed
     assert marked.none_left()
     assert not (tmp_path / "out.jpg").exists()
+    assert proxy_log
+    assert "GET /ready" not in proxy_log  # its access log is off, as the config says
     if best_isolation(wants_private_network=True).is_network_private:
         assert opened == {port}
 
@@ -155,6 +158,12 @@ def listening_ports(marked: Marked) -> set[int]:
     inodes = marked.socket_inodes()
     rows = [row.split() for name in ("tcp", "tcp6") for row in Path(f"/proc/net/{name}").read_text().splitlines()[1:]]
     return {int(row[1].rpartition(":")[2], 16) for row in rows if row[3] == "0A" and row[9] in inodes}
+
+
+def log_of_the_proxy(marked: Marked) -> str:
+    """What Serve's proxy has written so far."""
+    logs = [Path(target) for target in marked.open_descriptors() if re.search(r"/serve/proxy_[^/]*\.log$", target)]
+    return "".join(log.read_text(encoding="utf-8") for log in logs)
 
 
 def test_a_taken_port_is_told_at_once(marked: Marked, tmp_path: Path) -> None:
