@@ -24,11 +24,12 @@ from embedded.train.corpus import Corpus, face_shares, load_corpus
 from embedded.train.distill import DistillSettings, distill, guided_velocity
 from embedded.train.flow import FlowSettings, train_flow
 from embedded.train.likeness import SIDE, Likeness, LikenessSettings, cut_out
-from embedded.train.muon import Muon, orthogonalised
+from embedded.train.muon import Muon, Optimizer, orthogonalised
 from embedded.train.networks import Average, Conditions, Learner, to_latents, to_tokens
 from embedded.train.references import MARGIN, reference_crops
 from embedded.train.sample import conditions_for, draw, measured_on
-from embedded.train.world import World
+from embedded.train.step import TrainingStep, take_steps
+from embedded.train.world import Clock, World
 from engine.config import EngineConfig
 from engine.engine import load_engine
 from engine.face.crop import square_crop
@@ -476,6 +477,21 @@ def test_a_step_can_be_recorded(trained: Trained, likeness: Likeness) -> None:
         distillation._losses(WORLD, trained.learner, learner, trained.batches, black, DistillSettings(batch=4))
     with pytest.raises(AssertionError), NothingReadBack():
         float(torch.ones(()))
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_stage_whose_loss_is_lost_does_not_go_on(value: float) -> None:
+    network = torch.nn.Linear(2, 2)
+
+    def losses() -> tuple[torch.Tensor, torch.Tensor]:
+        loss = value * network(torch.ones(1, 2)).sum()
+        return loss, loss[None]
+
+    step = TrainingStep(WORLD, losses, Optimizer(network), None, num_shown=1, generators=())
+    with pytest.raises(FloatingPointError, match="lower the learning rate"):
+        take_steps(
+            WORLD, Clock(WORLD, 1.0, max_steps=3), step, stage="t", names=("loss",), learning_rate=1e-3, warm_up_steps=1
+        )
 
 
 def test_the_autoencoder_weighs_faces_where_they_are(trained: Trained) -> None:

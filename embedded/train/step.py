@@ -8,6 +8,7 @@ holds that on any machine).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -61,10 +62,16 @@ class TrainingStep:
         self._num_shown += 1
 
     def shown(self) -> list[float]:
-        """Means of the numbers to show since the last call. Waits for the device."""
+        """Means of the numbers to show since the last call. Waits for the device.
+
+        Raises:
+            FloatingPointError: one of them was not finite, so the networks are lost.
+        """
         means = [float(x) / max(1, self._num_shown) for x in self._shown]
         self._shown.zero_()
         self._num_shown = 0
+        if not all(map(math.isfinite, means)):
+            raise FloatingPointError(f"the losses became {means}; lower the learning rate")
         return means
 
     def _gradients(self) -> None:
