@@ -131,6 +131,23 @@ def test_every_stage_learns(trained: Trained) -> None:
     assert trained.measured["steps"] == 40
 
 
+def test_the_tower_is_tried_on_people_who_were_kept_from_it(trained: Trained, monkeypatch: pytest.MonkeyPatch) -> None:
+    corpus, met = corpus_of(trained), set[int]()
+    crops = Batches.crops
+
+    def noted(batches: Batches, rows: torch.Tensor) -> torch.Tensor:
+        met.update((rows // corpus.num_views).tolist())
+        return crops(batches, rows)
+
+    monkeypatch.setattr(Batches, "crops", noted)
+    looking = flow._learn_to_look(
+        WORLD, trained.learner.copied(), trained.batches, FlowSettings(looking_batch=64), seconds=1, max_steps=2
+    )
+    assert met == set(range(corpus.num_identities - 1))
+    assert looking["shape_loss_of_known"] > 0
+    assert looking["shape_loss_of_strangers"] > 0
+
+
 def test_latents_are_normalised(trained: Trained) -> None:
     latents = trained.batches.latents
     assert abs(float(latents.mean())) < 0.05

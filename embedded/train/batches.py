@@ -90,9 +90,10 @@ class Batches:
         self._is_face = face_shares(corpus.faces, latents.shape[-1] // 2, corpus.images.shape[1])
         self._embeddings: Tensor | None = None
 
-    def rows(self, count: int) -> Tensor:
-        """Random places in the corpus."""
-        return torch.randint(len(self.corpus), (count,), generator=self.generator, device=self.generator.device)
+    def rows(self, count: int, *, among: int | None = None) -> Tensor:
+        """Random places in the corpus, of all pictures or the first so many."""
+        num_pictures = len(self.corpus) if among is None else among
+        return torch.randint(num_pictures, (count,), generator=self.generator, device=self.generator.device)
 
     def crops(self, rows: Tensor) -> Tensor:
         """Reference crops of these pictures, changed as cameras change them."""

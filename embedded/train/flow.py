@@ -21,9 +21,13 @@ from embedded.train.batches import Batch, Batches, Drops, shape_scores, who_and_
 from embedded.train.likeness import Likeness, LikenessSettings
 from embedded.train.muon import Optimizer
 from embedded.train.networks import MUON_PREFIXES, UNDISTILLED, Average, Conditions, Learner
+from embedded.train.references import reference_crops
 from embedded.train.step import TrainingStep, take_steps
 from embedded.train.world import SHOW_EVERY_STEPS, Clock, World, warm_up_and_cosine
 from engine.profile import ModelProfile
+
+NUM_STRANGERS = 512
+"""At most, on whom the vision tower is tried; as :meth:`Batches.look` takes at once, so that nothing compiles anew."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -221,8 +225,11 @@ def _learn_to_look(
     max_steps: int | None,
 ) -> dict[str, Any]:
     """The vision tower alone: two views of each person are nearer to each other than to anyone else's, and a linear map
-    of each says what shape the face has."""
-    scores = shape_scores(batches.corpus.shapes)
+    of each says what shape the face has. A fiftieth of the people are kept from it, to see how it does with strangers:
+    a tower that has met too few people knows their faces by heart, and reads others' badly."""
+    corpus = batches.corpus
+    scores = shape_scores(corpus.shapes)
+    num_known = corpus.num_identities - max(1, corpus.num_identities // 50)
     learner.vision.requires_grad_(True)
     head = nn.Linear(learner.profile.clip_vision.projection_dim, scores.shape[1], device=world.device)
     tower = nn.ModuleDict({"vision": learner.vision, "head": head})
@@ -230,11 +237,11 @@ def _learn_to_look(
     clock = Clock(world, seconds * settings.looking_share, max_steps=max_steps)
 
     def losses() -> tuple[Tensor, Tensor]:
-        rows = batches.rows(settings.looking_batch)
-        crops = torch.cat([batches.crops(rows), batches.crops(batches.corpus.another_view(rows, batches.generator))])
+        rows = batches.rows(settings.looking_batch, among=num_known * corpus.num_views)
+        crops = torch.cat([batches.crops(rows), batches.crops(corpus.another_view(rows, batches.generator))])
         with world.autocast():
             embeddings = learner.look(crops)
-        people = rows // batches.corpus.num_views
+        people = rows // corpus.num_views
         shapes = head(embeddings.float())
         return who_and_what_shape(embeddings, shapes, people, scores, shape_weight=settings.shape_weight)
 
@@ -251,4 +258,13 @@ def _learn_to_look(
         floor=0.3,
     )
     learner.vision.requires_grad_(False)
+    strangers = torch.arange(num_known, corpus.num_identities, device=world.device)[:NUM_STRANGERS]
+    for name, people in (("known", strangers - num_known), ("strangers", strangers)):
+        rows = people * corpus.num_views
+        crops = reference_crops(corpus.images[rows], corpus.faces[rows], None)
+        with torch.no_grad(), world.autocast():
+            embeddings = learner.look(crops)
+            missed = nn.functional.mse_loss(head(embeddings), scores[people])
+        measured[f"shape_loss_of_{name}"] = round(float(missed), 6)
+    world.say(f"looking: {measured}")
     return measured
