@@ -28,10 +28,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from embedded.captions import captions
-from embedded.people import Person, Split, sample_person, split_of
+from embedded.people import Person, Split, sample_person, split_of, traits
 from embedded.scene import Scene, sample_scene
 
-VERSION = 3  # of what shards hold: raise it when pictures, captions or files change
+VERSION = 4  # of what shards hold: raise it when pictures, captions or files change
 CAPTIONS_PER_VIEW = 4
 
 
@@ -66,6 +66,9 @@ class Plan:
     def shapes_path(self, shard: int) -> Path:
         return self.out / f"shapes-{shard:05d}.npy"
 
+    def traits_path(self, shard: int) -> Path:
+        return self.out / f"traits-{shard:05d}.npy"
+
     def manifest(self) -> dict[str, Any]:
         settings = {key: value for key, value in dataclasses.asdict(self).items() if key not in ("out", "body")}
         return settings | {"version": VERSION, "body_sha256": hashlib.sha256(self.body.read_bytes()).hexdigest()}
@@ -81,11 +84,12 @@ def attributes(person: Person, scene: Scene) -> dict[str, Any]:
 
 def make_shard(plan: Plan, shard: int, renderer: Any) -> int:
     """Draws and writes one shard; returns its number of pictures."""
-    pictures, lines, shapes = [], [], []
+    pictures, lines, shapes, others = [], [], [], []
     for index in plan.identities(shard):
         person = sample_person(plan.seed, index, renderer.body.local_names)
         figure = renderer.figure(person)
         shapes.append(figure.vertices[renderer.body.face_points])
+        others.append(traits(person))
         scenes = [sample_scene(plan.seed, person, view) for view in range(plan.num_views)]
         for scene, picture in zip(scenes, renderer.draw_views(figure, scenes), strict=True):
             pictures.append(picture.image)
@@ -99,6 +103,7 @@ def make_shard(plan: Plan, shard: int, renderer: Any) -> int:
             }
             lines.append(json.dumps(record))
     np.save(plan.shapes_path(shard), np.stack(shapes).astype(np.float32))
+    np.save(plan.traits_path(shard), np.stack(others))
     images, views = plan.paths(shard)
     partial = images.with_suffix(".partial")
     with partial.open("wb") as file:

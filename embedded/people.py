@@ -7,9 +7,10 @@ brows, hairline and beard. Hair can be restyled by a view (see `scene`), as peop
 import functools
 import hashlib
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
+from numpy.typing import NDArray
 
 from embedded import palette
 from embedded.body import Macro
@@ -17,6 +18,8 @@ from embedded.body import Macro
 Sex = Literal["woman", "man"]
 Split = Literal["train", "validation", "test"]
 Beard = Literal["none", "stubble", "mustache", "short beard", "full beard"]
+
+BEARDS: tuple[Beard, ...] = get_args(Beard)
 
 SPLIT_PER_MILLE = {"test": 40, "validation": 20}  # the rest trains
 
@@ -106,6 +109,23 @@ class Person:
         return "elderly" if self.age_years >= 64 else ""
 
 
+def traits(person: Person) -> NDArray[np.float32]:
+    """What a face shows of a person besides its shape, as numbers of any range: (25,) float32.
+
+    Hair is left out but for where it begins: a view may restyle and dye it.
+    """
+    brows = person.brows
+    numbers = (
+        person.sex == "woman", person.age_years,
+        person.skin_tone, person.skin_warmth, person.redness, person.freckles, person.blotches, person.oiliness,
+        person.lip_tint, *palette.EYES[person.eye_color],
+        brows.thickness, brows.arch, brows.density, brows.tilt, brows.lift,
+        person.hairline_lift, person.temple_recession, person.widows_peak,
+        *(person.beard == each for each in BEARDS),
+    )  # fmt: skip
+    return np.asarray(numbers, np.float32)
+
+
 def split_of(data_seed: int, index: int) -> Split:
     """The split of an identity: a hash of (seed, index), so that it never depends on how many are made."""
     digest = hashlib.sha256(f"{data_seed}:{index}".encode()).digest()
@@ -183,7 +203,6 @@ def sample_person(data_seed: int, index: int, local_names: tuple[str, ...]) -> P
     styles = np.array(STYLE_ODDS[sex])
     if origins[0] > 0.6:  # tightly curled hair is commoner here, straight hair rarer
         styles *= [1, 2, 0.6, 0.4, 0.3, 0.2, 0.2, 0.4, 3, 6, 1, 0.5]
-    beards: tuple[Beard, ...] = ("none", "stubble", "mustache", "short beard", "full beard")
     return Person(
         index=index,
         seed=int(rng.integers(2**31)),
@@ -210,7 +229,7 @@ def sample_person(data_seed: int, index: int, local_names: tuple[str, ...]) -> P
         hairline_lift=float(np.clip(rng.normal(0, 0.5), -1, 1)),
         temple_recession=float(0.15 * rng.random() if woman else rng.beta(1.5, 2) * np.clip(age_years / 60, 0.3, 1)),
         widows_peak=float(rng.random() ** 2),
-        beard="none" if woman else beards[rng.choice(5, p=[0.42, 0.2, 0.08, 0.16, 0.14])],
+        beard="none" if woman else BEARDS[rng.choice(len(BEARDS), p=[0.42, 0.2, 0.08, 0.16, 0.14])],
         hair_color=_sample_hair_color(rng, age_years, skin_tone),
         hair_style=STYLES[rng.choice(len(STYLES), p=styles / styles.sum())],
         part_side=float(rng.choice([-1, 1]) * rng.uniform(0.15, 0.5) if rng.random() < 0.65 else 0.0),

@@ -73,6 +73,7 @@ def write_people(folder: Path) -> None:
             )
     np.save(folder / "images-00000.npy", np.stack(pictures))
     np.save(folder / "shapes-00000.npy", rng.normal(size=(len(SPLITS), 20, 3)).astype(np.float32))
+    np.save(folder / "traits-00000.npy", rng.normal(size=(len(SPLITS), 4)).astype(np.float32))
     lines = "\n".join(json.dumps(record, default=int) for record in records)
     (folder / "views-00000.jsonl").write_text(lines + "\n")
 

@@ -17,7 +17,7 @@ from embedded.body import NUM_FACE_POINTS, SKIN, Body
 from embedded.captions import CAPTIONED, captions
 from embedded.chance import pick
 from embedded.dataset import Plan, Views, generate, gl_device, make_shard
-from embedded.people import Person, sample_local, sample_person, split_of
+from embedded.people import BEARDS, Person, sample_local, sample_person, split_of, traits
 from embedded.scene import POSES, Scene, sample_scene
 
 if TYPE_CHECKING:  # needs OpenGL
@@ -63,6 +63,21 @@ def test_splits_are_disjoint_stable_and_about_as_large_as_said() -> None:
     assert splits[:500] == [split_of(1, i) for i in range(500)]
     assert splits.count("test") == pytest.approx(800, rel=0.15)
     assert splits.count("validation") == pytest.approx(400, rel=0.2)
+
+
+def test_traits_tell_what_a_face_shows_and_nothing_that_a_view_may_change() -> None:
+    person = sample_person(1, 3, NAMES)
+    of_person = traits(person)
+    assert of_person.shape == traits(sample_person(1, 4, NAMES)).shape == (25,)
+    assert (traits(dataclasses.replace(person, hair_color="red", hair_style="bald", part_side=0.1)) == of_person).all()
+    others = [
+        dataclasses.replace(person, skin_warmth=person.skin_warmth + 0.5),
+        dataclasses.replace(person, widows_peak=person.widows_peak + 0.1),
+        dataclasses.replace(person, eye_color="blue"),
+        dataclasses.replace(person, brows=dataclasses.replace(person.brows, tilt=person.brows.tilt + 0.5)),
+    ]
+    assert [int((traits(other) != of_person).sum()) for other in others] == [1, 1, 3, 1]
+    assert len({traits(dataclasses.replace(person, beard=beard)).tobytes() for beard in BEARDS}) == len(BEARDS) == 5
 
 
 def test_shape_weights_stay_in_range_and_use_one_end_of_each_axis() -> None:
@@ -202,6 +217,8 @@ def test_shards_hold_their_plans_pictures_and_records_in_one_order(tmp_path: Pat
     shapes = np.concatenate([np.load(plan.shapes_path(shard)) for shard in range(plan.num_shards)])
     assert shapes.shape == (5, 2, 3)
     assert list(shapes[:, 0, 0]) == list(views.by_identity())
+    others = np.concatenate([np.load(plan.traits_path(shard)) for shard in range(plan.num_shards)])
+    assert (others == [traits(sample_person(1, identity, NAMES)) for identity in views.by_identity()]).all()
     by_split = [len(Views.load(tmp_path, split)) for split in ("train", "validation", "test")]
     assert sum(by_split) == 15
     assert json.dumps(views.records[0])  # plain JSON values all the way down

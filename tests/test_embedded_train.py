@@ -18,7 +18,7 @@ from embedded.train import autoencoder as autoencoding
 from embedded.train import distill as distillation
 from embedded.train import export, flow
 from embedded.train.autoencoder import AutoencoderSettings, encoded, factors, train_autoencoder
-from embedded.train.batches import Batches, Drops, contrast, shape_scores
+from embedded.train.batches import Batches, Drops, contrast, shape_scores, trait_scores
 from embedded.train.captions import token_ids
 from embedded.train.corpus import Corpus, face_shares, load_corpus
 from embedded.train.distill import DistillSettings, distill, guided_velocity
@@ -144,8 +144,8 @@ def test_the_tower_is_tried_on_people_who_were_kept_from_it(trained: Trained, mo
         WORLD, trained.learner.copied(), trained.batches, FlowSettings(looking_batch=64), seconds=1, max_steps=2
     )
     assert met == set(range(corpus.num_identities - 1))
-    assert looking["shape_loss_of_known"] > 0
-    assert looking["shape_loss_of_strangers"] > 0
+    assert looking["trait_loss_of_known"] > 0
+    assert looking["trait_loss_of_strangers"] > 0
 
 
 def test_latents_are_normalised(trained: Trained) -> None:
@@ -391,6 +391,17 @@ def test_shape_scores_keep_what_differs_most() -> None:
     assert abs(float(torch.corrcoef(torch.cat([scores[:, 1:], wide], 1).T)[0, 1])) > 0.99
 
 
+def test_all_traits_count_alike_whatever_their_range() -> None:
+    rng = torch.Generator().manual_seed(0)
+    shapes = torch.randn(50, 60, generator=rng)
+    traits = torch.randn(50, 2, generator=rng) * torch.tensor([10.0, 0.1]) + 40
+    scores = trait_scores(shapes, torch.cat([traits, torch.full((50, 1), 0.3)], dim=1))
+    assert torch.equal(scores[:, :48], shape_scores(shapes))
+    assert torch.allclose(scores[:, 48:50].mean(0), torch.zeros(2), atol=1e-4)
+    assert torch.allclose(scores[:, 48:50].square().mean(0), torch.ones(2), atol=1e-3)
+    assert scores[:, 50].abs().max() < 0.01  # all alike: nothing to say
+
+
 def test_contrast_is_least_where_pairs_agree_and_forgives_doubles() -> None:
     one = torch.eye(4)
     people = torch.arange(4)
@@ -408,11 +419,11 @@ def likeness(trained: Trained) -> Likeness:
     return likeness
 
 
-def test_the_reader_learns_from_latents_what_shape_a_face_has(trained: Trained, likeness: Likeness) -> None:
+def test_the_reader_learns_from_latents_what_traits_a_face_has(trained: Trained, likeness: Likeness) -> None:
     measured = likeness.measured
     assert measured is not None
     # Scores have a mean square of 1, which is what knowing nothing would miss.
-    assert measured["reader_shape"] < 0.9
+    assert measured["reader_traits"] < 0.9
     assert not any(parameter.requires_grad for parameter in likeness.reader.parameters())
     again = Likeness(WORLD, trained.batches, likeness.settings)
     again.load_state_dict(likeness.state_dict())

@@ -164,6 +164,19 @@ def shape_scores(shapes: Tensor, *, count: int = 48) -> Tensor:
     return (scores / float(scores.square().mean().sqrt())).float().to(shapes.device)
 
 
+def trait_scores(shapes: Tensor, traits: Tensor) -> Tensor:
+    """(P, 48 + K): what there is to say of each face. The shape, by :func:`shape_scores`, and all other traits, each
+    with mean 0 and mean square 1 over all people (0 where all are alike).
+
+    Args:
+        shapes: (P, 3 · points).
+        traits: (P, K).
+    """
+    centred = traits - traits.mean(0)
+    spreads = centred.square().mean(0).sqrt().clamp(min=1e-3)
+    return torch.cat((shape_scores(shapes), centred / spreads), dim=1)
+
+
 def contrast(first: Tensor, second: Tensor, identity: Tensor, *, temperature: float = 0.1) -> Tensor:
     """InfoNCE (arXiv 1807.03748), both ways: each picture finds its person's other picture among all others.
 
@@ -179,18 +192,18 @@ def contrast(first: Tensor, second: Tensor, identity: Tensor, *, temperature: fl
     return 0.5 * (F.cross_entropy(logits, goal) + F.cross_entropy(logits.T, goal))
 
 
-def who_and_what_shape(
-    embeddings: Tensor, shapes: Tensor, people: Tensor, scores: Tensor, *, shape_weight: float
+def who_and_which_traits(
+    embeddings: Tensor, said: Tensor, people: Tensor, scores: Tensor, *, trait_weight: float
 ) -> tuple[Tensor, Tensor]:
-    """The loss of a network that learns to know faces, and (2,) to show: :func:`contrast`, and the error in the shape.
+    """The loss of a network that learns to know faces, and (2,) to show: :func:`contrast`, and the error in the traits.
 
     Args:
         embeddings: (2B, D), first one view of each person, then another of each.
-        shapes: (2B, count), what it says of the shape.
+        said: (2B, count), the traits as the network says they are.
         people: (B,) identities.
-        scores: (P, count), the shapes of all people, from :func:`shape_scores`.
+        scores: (P, count), the traits of all people, from :func:`trait_scores`.
     """
     first, second = embeddings.chunk(2)
     contrasted = contrast(first, second, people)
-    missed = F.mse_loss(shapes.float(), scores[people].repeat(2, 1))
-    return contrasted + shape_weight * missed, torch.stack((contrasted, missed)).detach()
+    missed = F.mse_loss(said.float(), scores[people].repeat(2, 1))
+    return contrasted + trait_weight * missed, torch.stack((contrasted, missed)).detach()

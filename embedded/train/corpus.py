@@ -33,6 +33,7 @@ class Corpus:
         faces: (N, 3) float32: a face detector's square as centre x, centre y and side, in pixels.
         tokens: captions as token ids.
         shapes: (N / V, 3 · points) float32: where points of each person's face lie, in decimetres.
+        traits: (N / V, K) float32: what else each person's face shows, as numbers (:func:`embedded.people.traits`).
         num_views: V; views of one identity are neighbours.
         records: what the pictures show (see :mod:`embedded.dataset`), in order.
     """
@@ -41,6 +42,7 @@ class Corpus:
     faces: Tensor
     tokens: Tokens
     shapes: Tensor
+    traits: Tensor
     num_views: int
     records: list[dict[str, Any]]
 
@@ -110,6 +112,7 @@ def load_corpus(
         faces=_face_squares_of(records).to(device),
         tokens=tokenise([record["captions"] for record in records], profile, seed=seed).to(device),
         shapes=torch.cat([part.shapes for part in parts]),
+        traits=torch.cat([part.traits for part in parts]),
         num_views=int(counts[0]),
         records=records,
     )
@@ -145,6 +148,7 @@ class _Part:
 
     images: Tensor
     shapes: Tensor
+    traits: Tensor
     records: list[dict[str, Any]]
 
 
@@ -152,13 +156,13 @@ def _load_shard(path: Path, split: Split, device: torch.device) -> _Part:
     records = _records(path)
     rows = [row for row, record in enumerate(records) if record["split"] == split]
     images = np.load(path, mmap_mode="r")
-    shapes = np.load(path.with_name(path.name.replace("images", "shapes")))
-    shapes = shapes.reshape(len(shapes), -1)
+    shapes, traits = (np.load(path.with_name(path.name.replace("images", name))) for name in ("shapes", "traits"))
     people = list(dict.fromkeys(record["identity"] for record in records))  # in the shard's order
     chosen = [people.index(identity) for identity in dict.fromkeys(records[row]["identity"] for row in rows)]
     return _Part(
         images=torch.from_numpy(np.ascontiguousarray(images[rows])).to(device),
-        shapes=torch.from_numpy(shapes[chosen]).to(device),
+        shapes=torch.from_numpy(shapes[chosen]).flatten(1).to(device),
+        traits=torch.from_numpy(traits[chosen]).to(device),
         records=[records[row] for row in rows],
     )
 

@@ -1,10 +1,10 @@
 """Stage 2: everything learns together, by rectified flow (arXiv 2209.03003) in the engine's own forward pass.
 
 First the vision tower alone learns to tell people apart (a contrastive loss over two views of each; a minute), because
-the flow's loss alone would teach it that only slowly, and to say what shape each face has: people differ so much in
-skin, hair and age that telling them apart alone teaches hardly anything about noses. Then it stays as it is, looks at
-every picture a few times, and all other networks learn at once: flow matching, and whose face it is
-(:mod:`embedded.train.likeness`).
+the flow's loss alone would teach it that only slowly, and to say what traits each face has, its shape first of all:
+people differ so much in skin, hair and age that telling them apart alone teaches hardly anything about noses. Then it
+stays as it is, looks at every picture a few times, and all other networks learn at once: flow matching, and whose face
+it is (:mod:`embedded.train.likeness`).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from embedded.train.batches import Batch, Batches, Drops, shape_scores, who_and_what_shape
+from embedded.train.batches import Batch, Batches, Drops, trait_scores, who_and_which_traits
 from embedded.train.likeness import Likeness, LikenessSettings
 from embedded.train.muon import Optimizer
 from embedded.train.networks import MUON_PREFIXES, UNDISTILLED, Average, Conditions, Learner
@@ -38,7 +38,7 @@ class FlowSettings:
         batch: examples a step and process.
         looking_batch: people in a step of the vision tower, two views of each.
         looking_share: of the stage's time, for the vision tower alone.
-        shape_weight: of the error in the shape of faces, beside the contrastive loss.
+        trait_weight: of the error in the faces' traits, beside the contrastive loss.
         sigma_mean, sigma_spread: noise levels are sigmoid(normal): 0.7 is a median of 0.67, where the sampler's fixed
             shift of 1.15 puts its steps (arXiv 2403.03206, section 3.1); a tenth are uniform.
         face_weight: of errors on the face, where those elsewhere count 1.
@@ -50,7 +50,7 @@ class FlowSettings:
     batch: int = 512
     looking_batch: int = 320
     looking_share: float = 0.09
-    shape_weight: float = 3.0
+    trait_weight: float = 3.0
     learning_rate: float = 2e-3
     looking_rate: float = 2e-3
     warm_up_steps: int = 150
@@ -225,10 +225,10 @@ def _learn_to_look(
     max_steps: int | None,
 ) -> dict[str, Any]:
     """The vision tower alone: two views of each person are nearer to each other than to anyone else's, and a linear map
-    of each says what shape the face has. A fiftieth of the people are kept from it, to see how it does with strangers:
+    of each says what traits the face has. A fiftieth of the people are kept from it, to see how it does with strangers:
     a tower that has met too few people knows their faces by heart, and reads others' badly."""
     corpus = batches.corpus
-    scores = shape_scores(corpus.shapes)
+    scores = trait_scores(corpus.shapes, corpus.traits)
     num_known = corpus.num_identities - max(1, corpus.num_identities // 50)
     learner.vision.requires_grad_(True)
     head = nn.Linear(learner.profile.clip_vision.projection_dim, scores.shape[1], device=world.device)
@@ -242,10 +242,10 @@ def _learn_to_look(
         with world.autocast():
             embeddings = learner.look(crops)
         people = rows // corpus.num_views
-        shapes = head(embeddings.float())
-        return who_and_what_shape(embeddings, shapes, people, scores, shape_weight=settings.shape_weight)
+        said = head(embeddings.float())
+        return who_and_which_traits(embeddings, said, people, scores, trait_weight=settings.trait_weight)
 
-    names = ("contrast_loss", "shape_loss")
+    names = ("contrast_loss", "trait_loss")
     take_step = TrainingStep(world, losses, optimizer, None, num_shown=len(names), generators=(batches.generator,))
     measured = take_steps(
         world,
@@ -265,6 +265,6 @@ def _learn_to_look(
         with torch.no_grad(), world.autocast():
             embeddings = learner.look(crops)
             missed = nn.functional.mse_loss(head(embeddings), scores[people])
-        measured[f"shape_loss_of_{name}"] = round(float(missed), 6)
+        measured[f"trait_loss_of_{name}"] = round(float(missed), 6)
     world.say(f"looking: {measured}")
     return measured

@@ -2,7 +2,7 @@
 
 A nose that is a little too wide moves an edge by half a latent pixel; among hair, light and background that is next to
 nothing in a squared error, and nearly all of what makes a likeness. So a small network, the reader, first learns from
-latents who is in them and what shape the face has. Then the flow is asked that the picture it is heading for be read
+latents who is in them and what traits the face has. Then the flow is asked that the picture it is heading for be read
 as its target is (as identity losses on predicted pictures, arXiv 2312.06354 and 2404.16022). The reader is shown noisy
 latents, in training and afterwards: a network that reads through noise can't be pleased by patterns nobody sees.
 """
@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from embedded.train.batches import Batch, Batches, shape_scores, who_and_what_shape
+from embedded.train.batches import Batch, Batches, trait_scores, who_and_which_traits
 from embedded.train.muon import Optimizer
 from embedded.train.networks import to_latents
 from embedded.train.step import TrainingStep, take_steps
@@ -32,7 +32,7 @@ MARGIN = 0.1
 MAX_NOISE = 0.6
 """Deviation of the strongest noise on what is read; latents have deviation 1."""
 
-_NAMES = ("reader_contrast", "reader_shape")
+_NAMES = ("reader_contrast", "reader_traits")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -44,14 +44,14 @@ class LikenessSettings:
         reader_seconds: for the reader, before.
         reader_batch: people in a step of the reader, two views of each.
         reader_rate: the reader's learning rate.
-        shape_weight: of the error in the shape of faces, beside the contrastive loss.
+        trait_weight: of the error in the faces' traits, beside the contrastive loss.
     """
 
     weight: float = 0.5
     reader_seconds: float = 30.0
     reader_batch: int = 512
     reader_rate: float = 1e-3
-    shape_weight: float = 3.0
+    trait_weight: float = 3.0
 
 
 class FaceReader(nn.Module):
@@ -61,7 +61,7 @@ class FaceReader(nn.Module):
     """
 
     def __init__(self, num_channels: int, num_scores: int, *, width: int = 64, dim: int = 256) -> None:
-        """``num_scores``: numbers that say the face's shape, see :func:`embedded.train.batches.shape_scores`."""
+        """``num_scores``: numbers that say the face's traits, see :func:`embedded.train.batches.trait_scores`."""
         super().__init__()
         self.start = nn.Conv2d(num_channels, width, 3, padding=1)
         widths = (width, 2 * width, 4 * width)
@@ -70,17 +70,17 @@ class FaceReader(nn.Module):
             nn.Conv2d(wide, wider, 3, stride=2, padding=1) for wide, wider in itertools.pairwise(widths)
         )
         self.person = nn.Linear(widths[-1] * (SIDE // 4) ** 2, dim)
-        self.shape = nn.Linear(dim, num_scores)
+        self.traits = nn.Linear(dim, num_scores)
 
     def forward(self, faces: Tensor) -> tuple[Tensor, Tensor, list[Tensor]]:
-        """``faces`` (B, channels, 24, 24) to who it is (B, dim), the shape (B, num_scores), each stage's features."""
+        """``faces`` (B, channels, 24, 24) to who it is (B, dim), its traits (B, num_scores), each stage's features."""
         x = self.start(faces)
         features = []
         for index, stage in enumerate(self.stages):
             x = stage(self.downs[index - 1](x) if index else x)
             features.append(x)
         person = self.person(F.silu(x).flatten(1))
-        return person, self.shape(F.silu(person)), features
+        return person, self.traits(F.silu(person)), features
 
 
 class _Residual(nn.Module):
@@ -105,7 +105,7 @@ class Likeness:
         corpus = batches.corpus
         self.settings = settings
         self._world, self._batches = world, batches
-        self._scores = shape_scores(corpus.shapes)
+        self._scores = trait_scores(corpus.shapes, corpus.traits)
         # From pixels to shares of the picture.
         self._faces = corpus.faces / corpus.images.shape[1]
         self.reader = FaceReader(batches.latents.shape[1], self._scores.shape[1]).to(world.device)
@@ -123,9 +123,9 @@ class Likeness:
             noise = self._noise(len(views))
             faces = self._jittered(self._faces[views])
             with self._world.autocast():
-                person, shape, _ = self.reader(cut_out(batches.latents[views].float(), faces) + noise)
+                person, said, _ = self.reader(cut_out(batches.latents[views].float(), faces) + noise)
             people = rows // batches.corpus.num_views
-            return who_and_what_shape(person, shape, people, self._scores, shape_weight=settings.shape_weight)
+            return who_and_which_traits(person, said, people, self._scores, trait_weight=settings.trait_weight)
 
         self.measured = take_steps(
             self._world,
@@ -157,11 +157,11 @@ class Likeness:
         heading_for = to_latents(batch.noisy - batch.sigma[:, None, None] * predicted)
         faces, noise = self._faces[batch.rows], self._noise(len(batch.rows))
         with torch.no_grad(), self._world.autocast():
-            true_person, true_shape, true_features = self.reader(cut_out(to_latents(batch.clean), faces) + noise)
+            true_person, true_traits, true_features = self.reader(cut_out(to_latents(batch.clean), faces) + noise)
         with self._world.autocast():
-            person, shape, features = self.reader(cut_out(heading_for, faces) + noise)
+            person, traits, features = self.reader(cut_out(heading_for, faces) + noise)
         missed = 1 - F.cosine_similarity(person.float(), true_person.float(), dim=1)
-        missed = missed + (shape.float() - true_shape.float()).square().mean(1)
+        missed = missed + (traits.float() - true_traits.float()).square().mean(1)
         for seen, true in zip(features, true_features, strict=True):  # as LPIPS (arXiv 1801.03924), unweighted
             ahead = F.normalize(seen.float(), dim=1) - F.normalize(true.float(), dim=1)
             missed = missed + ahead.square().sum(1).mean((1, 2))
