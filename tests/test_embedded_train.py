@@ -26,7 +26,7 @@ from embedded.train.flow import FlowSettings, train_flow
 from embedded.train.likeness import SIDE, Likeness, LikenessSettings, cut_out
 from embedded.train.muon import Muon, Optimizer, orthogonalised
 from embedded.train.networks import Average, Conditions, Learner, to_latents, to_tokens
-from embedded.train.references import MARGIN, reference_crops
+from embedded.train.references import MARGIN, _squares, reference_crops
 from embedded.train.sample import conditions_for, draw, measured_on
 from embedded.train.step import TrainingStep, take_steps
 from embedded.train.world import Clock, World
@@ -308,6 +308,16 @@ def test_references_are_cropped_as_the_face_stage_crops(trained: Trained) -> Non
     mean, std = (torch.tensor(v).view(3, 1, 1) for v in (CLIP_MEAN, CLIP_STD))
     pixels = (crop * std + mean).permute(1, 2, 0).numpy()
     assert np.abs(pixels - expected).mean() < 2 / 255
+
+
+def test_a_slant_is_a_turn_and_changes_no_face() -> None:
+    pixels = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0)).expand(3, -1, -1, -1)
+    centre, side = torch.tensor([[30.0, 34.0]]).expand(3, -1), torch.full((3,), 40.0)
+    quarter = torch.pi / 2
+    flip, tilt = torch.tensor([1.0, 1.0, -1.0]), torch.tensor([0.0, quarter, quarter])
+    plain, turned, mirrored = _squares(pixels, centre, side, flip, tilt, 40)
+    assert torch.allclose(turned, plain.rot90(1, (1, 2)), atol=1e-4)
+    assert torch.allclose(mirrored, turned.flip(2), atol=1e-4)
 
 
 def test_the_other_view_is_the_same_persons_and_another(trained: Trained) -> None:

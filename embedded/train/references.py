@@ -19,6 +19,9 @@ MARGIN = 0.35
 
 SIZE_PX = 224
 
+TILT = 0.09
+"""Heads, and cameras, are held at a slant: standard deviation in radians; the drawn people hardly are."""
+
 SHARPNESS = (0.36, 0.62)
 """Soft crops come from pictures of so many of their pixels a side."""
 
@@ -40,12 +43,13 @@ def reference_crops(
     dtype = torch.float16 if images.is_cuda and generator is not None else torch.float32
     pixels = images.permute(0, 3, 1, 2).to(dtype) / 255
     centre, side = faces[:, :2], faces[:, 2]
-    flip = torch.ones_like(side)
+    flip, tilt = torch.ones_like(side), torch.zeros_like(side)
     if generator is not None:
         side = side * torch.exp(0.10 * _normal(faces[:, 2].shape, generator))
         centre = centre + 0.05 * side[:, None] * _normal(centre.shape, generator)
         flip = torch.where(_uniform(side.shape, generator) < 0.25, -1.0, 1.0)
-    pixels = _squares(pixels, centre, side * (1 + 2 * MARGIN), flip, size_px)
+        tilt = TILT * _normal(side.shape, generator)
+    pixels = _squares(pixels, centre, side * (1 + 2 * MARGIN), flip, tilt, size_px)
     if generator is not None:
         pixels = _as_photographed(_before_another_background(pixels, generator), generator)
     return (pixels.float() - _constant(CLIP_MEAN, pixels.device)) / _constant(CLIP_STD, pixels.device)
@@ -57,15 +61,18 @@ def _constant(values: tuple[float, ...], device: torch.device) -> Tensor:
     return torch.tensor(values, device=device).view(1, 3, 1, 1)
 
 
-def _squares(pixels: Tensor, centre: Tensor, side: Tensor, flip: Tensor, size_px: int) -> Tensor:
-    """Squares moved inwards and shrunk to fit, as :func:`engine.face.crop.square_crop` does."""
+def _squares(pixels: Tensor, centre: Tensor, side: Tensor, flip: Tensor, tilt: Tensor, size_px: int) -> Tensor:
+    """Squares moved inwards and shrunk to fit, as :func:`engine.face.crop.square_crop` does; then turned by ``tilt``
+    radians and mirrored where ``flip`` is -1."""
     limit = float(pixels.shape[-1])
     side = side.clamp(max=limit)
     half = side[:, None] / 2
     centre = torch.minimum(torch.maximum(centre, half), limit - half)
     theta = torch.zeros(len(pixels), 2, 3, device=pixels.device)
-    theta[:, 0, 0] = flip * side / limit
-    theta[:, 1, 1] = side / limit
+    theta[:, 0, 0] = flip * tilt.cos() * side / limit
+    theta[:, 1, 0] = flip * tilt.sin() * side / limit
+    theta[:, 0, 1] = -tilt.sin() * side / limit
+    theta[:, 1, 1] = tilt.cos() * side / limit
     theta[:, :, 2] = 2 * centre / limit - 1
     grid = F.affine_grid(theta, [len(pixels), 3, size_px, size_px], align_corners=False).to(pixels.dtype)
     return F.grid_sample(pixels, grid, mode="bilinear", padding_mode="border", align_corners=False)
