@@ -26,8 +26,8 @@ from embedded.train.step import TrainingStep, take_steps
 from embedded.train.world import SHOW_EVERY_STEPS, Clock, World, warm_up_and_cosine
 from engine.profile import ModelProfile
 
-NUM_STRANGERS = 512
-"""At most, on whom the vision tower is tried; as :meth:`Batches.look` takes at once, so that nothing compiles anew."""
+NUM_TRIED = 512
+"""Pictures on which the vision tower is tried."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -258,8 +258,9 @@ def _learn_to_look(
         floor=0.3,
     )
     learner.vision.requires_grad_(False)
-    strangers = torch.arange(num_known, corpus.num_identities, device=world.device)[:NUM_STRANGERS]
-    for name, people in (("known", strangers - num_known), ("strangers", strangers)):
+    # Few strangers come several times: as many pictures as Batches.look takes at once, so that nothing compiles anew.
+    turn = torch.arange(min(NUM_TRIED, len(corpus)), device=world.device) % (corpus.num_identities - num_known)
+    for name, people in (("known", turn), ("strangers", num_known + turn)):
         rows = people * corpus.num_views
         crops = reference_crops(corpus.images[rows], corpus.faces[rows], None)
         with torch.no_grad(), world.autocast():
