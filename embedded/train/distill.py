@@ -44,10 +44,10 @@ class DistillSettings:
     """
 
     batch: int = 512
-    learning_rate: float = 6e-4
+    learning_rate: float = 1e-3
     warm_up_steps: int = 50
     text_gain: float = 0.5
-    image_gain: float = 0.8
+    image_gain: float = 1.6
     max_guidance: float = 6.0
     average_decay: float = 0.99
     face_weight: float = 5.0
