@@ -74,11 +74,11 @@ lint: venv-dev
 # Everything that made embedded/weights, in its order. PYTHON is one that has the packages of the extra `train`.
 TRAIN := $(or $(PYTHON),python3) -m embedded.train.run --work output/train --out output/trained
 train-embedded:
-	$(TRAIN) --stage data --seconds 1200
+	$(TRAIN) --stage data --seconds 400
 	$(TRAIN) --stage autoencoder --seconds 240
 	$(TRAIN) --stage attributes --seconds 40
-	$(TRAIN) --stage flow --seconds 1050
-	$(TRAIN) --stage distill --seconds 95
+	$(TRAIN) --stage flow --seconds 925
+	$(TRAIN) --stage distill --seconds 330
 	$(or $(PYTHON),python3) -m embedded.train.export join output/trained output/model
 	@echo "look at output/trained/*.jpg; then: python -m embedded.train.export install output/model"
 

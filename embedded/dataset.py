@@ -1,6 +1,6 @@
 """The data set: identities × views, drawn by all cores into shards; a stopped run goes on where it was.
 
-    python -m embedded.dataset --out DIR --seed 1 --identities 12500 --views 8 --workers 16 --gl-device all
+    python -m embedded.dataset --out DIR --seed 1 --identities 50000 --views 2 --workers 16 --gl-device all
 
 A shard is two files: `images-NNNNN.npy`, uint8 (n, 256, 256, 3), and `views-NNNNN.jsonl`, one JSON object a picture in
 the same order (identity, view, split, captions, attributes, points_px). The second is written last: a shard that has
@@ -240,9 +240,9 @@ def main() -> None:
     parser.add_argument("--body", type=Path, default=Path("embedded/body.npz"))
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--first-identity", type=int, default=0)
-    parser.add_argument("--identities", type=int, default=12500)
-    parser.add_argument("--views", type=int, default=8)
-    parser.add_argument("--identities-per-shard", type=int, default=32)
+    parser.add_argument("--identities", type=int, default=50_000)
+    parser.add_argument("--views", type=int, default=2)
+    parser.add_argument("--identities-per-shard", type=int, default=64)
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--gl-device", type=gl_device, default=0, metavar="N|all", help="EGL device; all: GPUs in turn")
     arguments = parser.parse_args()

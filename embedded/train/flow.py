@@ -49,7 +49,7 @@ class FlowSettings:
 
     batch: int = 512
     looking_batch: int = 320
-    looking_share: float = 0.09
+    looking_share: float = 0.16
     trait_weight: float = 3.0
     learning_rate: float = 2e-3
     looking_rate: float = 2e-3

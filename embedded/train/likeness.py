@@ -48,7 +48,7 @@ class LikenessSettings:
     """
 
     weight: float = 0.5
-    reader_seconds: float = 30.0
+    reader_seconds: float = 40.0
     reader_batch: int = 512
     reader_rate: float = 1e-3
     trait_weight: float = 3.0

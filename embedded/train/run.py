@@ -47,7 +47,7 @@ from engine.profile import ModelProfile, load_profile
 DRAWING_PATIENCE_S = 150.0
 """How long the autoencoder's stage waits for its first shards."""
 
-TEST_SHARDS = 48
+TEST_SHARDS = 200
 """The autoencoder is measured on the unseen people in the first of them: about a thousand pictures."""
 
 _TRAIN_AND_TEST: tuple[Split, Split] = ("train", "test")
@@ -397,9 +397,9 @@ def _arguments() -> argparse.Namespace:
     drawing = parser.add_argument_group("data")
     drawing.add_argument("--body", type=Path, default=Path("embedded/body.npz"))
     drawing.add_argument("--data-seed", type=int, default=1)
-    drawing.add_argument("--identities", type=int, default=12_500)
-    drawing.add_argument("--views", type=int, default=8)
-    drawing.add_argument("--identities-per-shard", type=int, default=32)
+    drawing.add_argument("--identities", type=int, default=50_000)
+    drawing.add_argument("--views", type=int, default=2)
+    drawing.add_argument("--identities-per-shard", type=int, default=64)
     drawing.add_argument("--workers", type=int, default=os.cpu_count() or 1)
     drawing.add_argument("--gl-device", default="0", metavar="N|all", help="which GPU draws; not one that trains")
     learning = parser.add_argument_group("learning; defaults are in each stage's settings")
