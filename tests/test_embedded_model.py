@@ -26,10 +26,10 @@ PEOPLE = sorted((ROOT / "examples" / "people").glob("*.jpg"))
 NUM_STEPS = 10
 BACKGROUNDS = ("blue", "red")
 
-LEAST_AUC = 0.85
-"""Chance is 0.5. With these weights it is 0.92 here, and 0.935 over many more people (docs/embedded-model.md)."""
+LEAST_AUC = 0.9
+"""Chance is 0.5. With these weights it is 0.98 here, and 0.95 over many more people (docs/embedded-model.md)."""
 
-GOLDEN_HASH = 0x71C98D8F27070767
+GOLDEN_HASH = 0x33694D4F070F0727
 """Of one picture of the astronaut. Other processors add up in another order: a few bits may differ."""
 GOLDEN_TOLERANCE_BITS = 6
 

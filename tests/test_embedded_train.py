@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -287,23 +286,6 @@ def test_parts_are_cut_and_joined_and_damage_is_seen(trained: Trained, tmp_path:
     parts[1].write_bytes(body)
     with pytest.raises(ValueError, match="is damaged"):
         export.join(tmp_path / "parts", tmp_path / "model")
-
-
-def test_what_strength_1_means_can_be_changed(trained: Trained, tmp_path: Path) -> None:
-    before = trained.folder / "model"
-    shutil.copytree(before, tmp_path / "model")
-    export.scale_strength(tmp_path / "model", 0.5)
-    latents = []
-    for folder, scale in ((before, 0.4), (before, 0.8), (tmp_path / "model", 0.8)):
-        learner, _ = export.read_model(trained.profile, folder)
-        given = conditions_for(WORLD, learner, ["a portrait"], torch.zeros(1, 3, 224, 224), scale=scale, guidance=3.5)
-        latents.append(draw(WORLD, learner.velocity, given, seeds=[3], num_channels=16, num_steps=2))
-    weak, strong, scaled = latents
-    assert float((strong - weak).abs().max()) > 1e-3
-    torch.testing.assert_close(scaled, weak)
-    assert json.loads((tmp_path / "model" / export.PROVENANCE).read_text())["strength_scaled_by"] == 0.5
-    export.cut(tmp_path / "model", tmp_path / "parts")
-    export.join(tmp_path / "parts", tmp_path / "joined")  # its checksums fit
 
 
 def test_installing_writes_the_factors_into_the_profile(trained: Trained, tmp_path: Path) -> None:

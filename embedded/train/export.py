@@ -1,7 +1,6 @@
 """Trained networks into the engine's six files, and back; small enough to commit, with where they come from.
 
 python -m embedded.train.export join PARTS_DIR MODEL_DIR      # put together what --stage export cut up
-python -m embedded.train.export strength MODEL_DIR 0.9        # strength 1 draws what 0.9 did before
 python -m embedded.train.export install MODEL_DIR             # into embedded/weights, factors into the profile
 """
 
@@ -78,7 +77,13 @@ def write_model(
     files = _files(learner, autoencoder, profile)
     for file in files:
         write_network(file, folder)
-    listed = {file.name: _bytes_and_sha256(folder / file.name) for file in files}
+    listed = {
+        file.name: {
+            "bytes": (folder / file.name).stat().st_size,
+            "sha256": hashlib.sha256((folder / file.name).read_bytes()).hexdigest(),
+        }
+        for file in files
+    }
     content = provenance | {
         "licence": profile.licence.name,
         "scale_factor": profile.autoencoder.scale_factor,
@@ -121,28 +126,6 @@ def read_network(file: _File, folder: Path) -> None:
     shapes = {key: tensor.shape for key, tensor in file.module.state_dict().items()}
     state = {key: stored[file.file_key(key)].float().reshape(shapes[key]) for key in shapes}
     file.module.load_state_dict(state, strict=True)
-
-
-def scale_strength(folder: Path, factor: float) -> None:
-    """Change what a model takes for strength 1: it draws what strength ``factor`` drew before.
-
-    The adapter adds its attention's result times the strength (:mod:`engine.model.adapter`), so its values take the
-    factor. ``provenance.json`` says so, as the product of all factors.
-    """
-    provenance = json.loads((folder / PROVENANCE).read_text(encoding="utf-8"))
-    path = folder / load_profile("embedded").files.adapter
-    tensors = {
-        key: (tensor.float() * factor).to(tensor.dtype) if "_v_proj." in key else tensor
-        for key, tensor in load_file(str(path)).items()
-    }
-    save_file(tensors, str(path), metadata={"format": "pt"})
-    provenance["strength_scaled_by"] = provenance.get("strength_scaled_by", 1.0) * factor
-    provenance["files"][path.name] = _bytes_and_sha256(path)
-    (folder / PROVENANCE).write_text(json.dumps(provenance, indent=1) + "\n", encoding="utf-8")
-
-
-def _bytes_and_sha256(path: Path) -> dict[str, Any]:
-    return {"bytes": path.stat().st_size, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
 
 
 def with_factors(profile: ModelProfile, scale_factor: float, shift_factor: float) -> ModelProfile:
@@ -198,16 +181,11 @@ def main() -> None:
     joining = commands.add_parser("join")
     joining.add_argument("parts", type=Path)
     joining.add_argument("folder", type=Path)
-    scaling = commands.add_parser("strength")
-    scaling.add_argument("folder", type=Path)
-    scaling.add_argument("factor", type=float)
     installing = commands.add_parser("install")
     installing.add_argument("folder", type=Path)
     arguments = parser.parse_args()
     if arguments.command == "join":
         join(arguments.parts, arguments.folder)
-    elif arguments.command == "strength":
-        scale_strength(arguments.folder, arguments.factor)
     else:
         install(arguments.folder, WEIGHTS, WEIGHTS.parents[1] / "engine" / "profiles" / "embedded.toml")
         load_profile("embedded")
