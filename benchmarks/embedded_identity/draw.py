@@ -32,7 +32,7 @@ from engine.request import Failed, Finished, ImageRequest, Reference, RgbImage
 SIDE_PX = 256
 BODY = Path("embedded/body.npz")
 VIEWS = 8
-"""Of each person, as in the training data."""
+"""Of each person; the fittest of them is the snapshot."""
 FRONT_SHARE = 0.25
 """What is left of a view's angles in a portrait: people don't look quite straight."""
 
