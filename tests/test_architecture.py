@@ -167,7 +167,7 @@ def test_every_pin_of_the_project_is_what_the_constraints_install() -> None:
     lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
     locked = dict(line.lower().replace("_", "-").split("==") for line in lines if line and not line.startswith("#"))
     for requirement in asked:
-        name, _, version = requirement.lower().partition("==")
+        name, _, version = requirement.lower().partition(";")[0].partition("==")
         name = name.partition("[")[0].replace("_", "-")
         assert name in locked, f"{name} is missing in constraints.txt"
         assert version in ("", locked[name]), f"{requirement}, but constraints.txt has {locked[name]}"

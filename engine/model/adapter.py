@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from engine.model.image_prompt import BlockPrompt, ImagePrompt
 from engine.model.packing import Packing
+from engine.runtime.choice import passes_for
 
 if TYPE_CHECKING:
     from engine.model.flux import Flux
@@ -53,10 +54,11 @@ class ImageAttention(nn.Module):
         values = self.ip_adapter_double_stream_v_proj(tokens).unflatten(-1, (self.num_heads, -1))
         return keys, values
 
-    def forward(self, img_q: Tensor, prompt: BlockPrompt, packing: Packing) -> Tensor:
-        """What is added to the image stream, laid out as it; see :class:`engine.model.layers.ImageResidual`."""
+    def forward(self, img: Tensor, img_q: Tensor, prompt: BlockPrompt, packing: Packing) -> Tensor:
+        """The image stream with this added; see :class:`engine.model.layers.ImageResidual`."""
         out = packing.cross_attention(img_q, prompt.keys, prompt.values).flatten(-2)
-        return packing.per_img_token(prompt.scale.to(out.dtype)[:, None]) * out
+        scale = prompt.scale.to(out.dtype)[:, None].expand(-1, out.shape[-1])
+        return passes_for(img).add_gated(img, scale, out, packing.img)
 
 
 class _AdapterBlock(nn.Module):

@@ -14,10 +14,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from engine.model.image_prompt import BlockPrompt
-from engine.model.math import apply_rope, timestep_embedding
+from engine.model.math import timestep_embedding
 from engine.model.packing import Packing
+from engine.model.passes import Scales
+from engine.runtime.choice import passes_for
 
-NORM_EPS = 1e-6
 TIME_EMBEDDING_DIM = 256
 
 
@@ -40,28 +41,25 @@ class MLPEmbedder(nn.Module):
 
 
 class RMSNorm(nn.Module):
-    """Root-mean-square norm over the last axis (arXiv 1910.07467); the weight is called ``scale`` in checkpoints."""
+    """Weight of a root-mean-square norm, called ``scale`` in checkpoints; the norm is :mod:`engine.model.passes`'."""
 
     def __init__(self, dim: int) -> None:
         super().__init__()
         self.scale = nn.Parameter(torch.ones(dim))
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Same shape, same dtype."""
-        return F.rms_norm(x, self.scale.shape, self.scale, eps=NORM_EPS)
-
 
 class QKNorm(nn.Module):
-    """Norms queries and keys per head (arXiv 2010.04245)."""
+    """Norms of queries and keys per head (arXiv 2010.04245)."""
 
     def __init__(self, dim: int) -> None:
         super().__init__()
         self.query_norm = RMSNorm(dim)
         self.key_norm = RMSNorm(dim)
 
-    def forward(self, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
-        """Both (B, S, H, head_dim)."""
-        return self.query_norm(q), self.key_norm(k)
+    @property
+    def scales(self) -> Scales:
+        """Weights for queries and keys."""
+        return self.query_norm.scale, self.key_norm.scale
 
 
 class SelfAttention(nn.Module):
@@ -74,11 +72,10 @@ class SelfAttention(nn.Module):
         self.norm = QKNorm(dim // num_heads)
         self.proj = nn.Linear(dim, dim)
 
-    def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """(B, S, D) → normed queries, normed keys and values, each (B, S, H, head_dim); rope comes later."""
-        q, k, v = self.qkv(x).unflatten(-1, (3, self.num_heads, -1)).unbind(-3)
-        q, k = self.norm(q, k)
-        return q, k, v
+    def project(self, x: Tensor) -> Tensor:
+        """(B, S, D) → queries, keys and values, (B, S, 3, H, head_dim), neither normed nor rotated."""
+        qkv: Tensor = self.qkv(x).unflatten(-1, (3, self.num_heads, -1))
+        return qkv
 
 
 class Modulation(nn.Module):
@@ -95,21 +92,17 @@ class Modulation(nn.Module):
         return rows
 
 
-def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
-    """Layer norm without weights, then scale and shift; rows broadcast over tokens."""
-    return torch.addcmul(shift, F.layer_norm(x, x.shape[-1:], eps=NORM_EPS), 1 + scale)
-
-
 def feed_forward(dim: int, mlp_dim: int) -> nn.Sequential:
     """Linear, tanh-GELU, linear: keys ``0`` and ``2`` in checkpoints."""
     return nn.Sequential(nn.Linear(dim, mlp_dim), nn.GELU(approximate="tanh"), nn.Linear(mlp_dim, dim))
 
 
 class ImageResidual(Protocol):
-    """What an adapter adds to a double block's image stream."""
+    """An adapter's share in a double block's image stream."""
 
-    def __call__(self, img_q: Tensor, prompt: BlockPrompt, packing: Packing) -> Tensor:
-        """``img_q``: the image queries after QK-norm, before rope. Returns what is added after the block's MLP."""
+    def __call__(self, img: Tensor, img_q: Tensor, prompt: BlockPrompt, packing: Packing) -> Tensor:
+        """``img``, as it is after the block's MLP, with the adapter's share added. ``img_q``: the image queries after
+        QK-norm, before rope."""
         ...
 
 
@@ -137,29 +130,29 @@ class DoubleStreamBlock(nn.Module):
         image_prompt: BlockPrompt | None,
     ) -> tuple[Tensor, Tensor]:
         """``img`` as packed, ``txt`` (B, T, D), ``vec`` (B, D). ``image_prompt`` needs an injected adapter."""
-        img_shift1, img_scale1, img_gate1, img_shift2, img_scale2, img_gate2 = (
-            packing.per_img_token(row) for row in self.img_mod(vec)
-        )
-        txt_shift1, txt_scale1, txt_gate1, txt_shift2, txt_scale2, txt_gate2 = (
-            row[:, None] for row in self.txt_mod(vec)
-        )
-        img_q, img_k, img_v = self.img_attn.project(modulate(img, img_shift1, img_scale1))
-        txt_q, txt_k, txt_v = self.txt_attn.project(modulate(txt, txt_shift1, txt_scale1))
+        passes = passes_for(img)
+        img_shift1, img_scale1, img_gate1, img_shift2, img_scale2, img_gate2 = self.img_mod(vec)
+        txt_shift1, txt_scale1, txt_gate1, txt_shift2, txt_scale2, txt_gate2 = self.txt_mod(vec)
 
-        attn = packing.self_attention(
-            apply_rope(packing.join(txt_q, img_q), pe),
-            apply_rope(packing.join(txt_k, img_k), pe),
-            packing.join(txt_v, img_v),
-        ).flatten(-2)
-        txt_attn, img_attn = packing.split(attn)
+        q, k, v, img_q = passes.joint_heads(
+            self.txt_attn.project(passes.modulate(txt, txt_shift1, txt_scale1, packing.txt)),
+            self.txt_attn.norm.scales,
+            self.img_attn.project(passes.modulate(img, img_shift1, img_scale1, packing.img)),
+            self.img_attn.norm.scales,
+            pe,
+            packing,
+        )
+        txt_attn, img_attn = packing.split(packing.self_attention(q, k, v).flatten(-2))
 
-        img = img + img_gate1 * self.img_attn.proj(img_attn)
-        img = img + img_gate2 * self.img_mlp(modulate(img, img_shift2, img_scale2))
+        img = passes.add_gated(img, img_gate1, self.img_attn.proj(img_attn), packing.img)
+        mlp = self.img_mlp(passes.modulate(img, img_shift2, img_scale2, packing.img))
+        img = passes.add_gated(img, img_gate2, mlp, packing.img)
         if self.img_residual is not None and image_prompt is not None:
-            img = img + self.img_residual(img_q, image_prompt, packing)
+            img = self.img_residual(img, img_q, image_prompt, packing)
 
-        txt = txt + txt_gate1 * self.txt_attn.proj(txt_attn)
-        txt = txt + txt_gate2 * self.txt_mlp(modulate(txt, txt_shift2, txt_scale2))
+        txt = passes.add_gated(txt, txt_gate1, self.txt_attn.proj(txt_attn), packing.txt)
+        mlp = self.txt_mlp(passes.modulate(txt, txt_shift2, txt_scale2, packing.txt))
+        txt = passes.add_gated(txt, txt_gate2, mlp, packing.txt)
         return img, txt
 
 
@@ -178,15 +171,14 @@ class SingleStreamBlock(nn.Module):
 
     def forward(self, x: Tensor, vec: Tensor, pe: Tensor, packing: Packing) -> Tensor:
         """``x``: the joint sequence as packed; ``vec``: (B, D)."""
-        shift, scale, gate = (packing.per_joint_token(row) for row in self.modulation(vec))
-        qkv, mlp = self.linear1(modulate(x, shift, scale)).split(
+        passes = passes_for(x)
+        shift, scale, gate = self.modulation(vec)
+        qkv, mlp = self.linear1(passes.modulate(x, shift, scale, packing.joint)).split(
             (3 * self.hidden_size, self.linear2.in_features - self.hidden_size), dim=-1
         )
-        q, k, v = qkv.unflatten(-1, (3, self.num_heads, -1)).unbind(-3)
-        q, k = self.norm(q, k)
-        attn = packing.self_attention(apply_rope(q, pe), apply_rope(k, pe), v).flatten(-2)
-        out: Tensor = x + gate * self.linear2(torch.cat((attn, F.gelu(mlp, approximate="tanh")), dim=-1))
-        return out
+        q, k, v = passes.heads(qkv.unflatten(-1, (3, self.num_heads, -1)), self.norm.scales, pe)
+        attn = packing.self_attention(q, k, v).flatten(-2)
+        return passes.add_gated(x, gate, self.linear2(passes.gelu_beside(attn, mlp)), packing.joint)
 
 
 class LastLayer(nn.Module):
@@ -199,6 +191,6 @@ class LastLayer(nn.Module):
 
     def forward(self, img: Tensor, vec: Tensor, packing: Packing) -> Tensor:
         """``vec`` comes through SiLU already, so only the linear part of ``adaLN_modulation`` runs."""
-        shift, scale = (packing.per_img_token(row) for row in self.adaLN_modulation[1](vec).chunk(2, dim=-1))
-        out: Tensor = self.linear(modulate(img, shift, scale))
+        shift, scale = self.adaLN_modulation[1](vec).chunk(2, dim=-1)
+        out: Tensor = self.linear(passes_for(img).modulate(img, shift, scale, packing.img))
         return out

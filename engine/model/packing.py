@@ -12,12 +12,47 @@ The joint sequence (text before image, per sample) follows the same rule: (B, T+
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from engine.runtime.attention import scaled_dot_product_attention
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Owners:
+    """Which sample each token belongs to: ``counts`` tokens of each sample, in one tensor laid out as above."""
+
+    counts: tuple[int, ...]
+    is_stacked: bool
+
+    def per_token(self, rows: Tensor) -> Tensor:
+        """One row a sample, (B, D), made to broadcast over tokens: (B, 1, D) or (1, ΣL, D)."""
+        if self.is_stacked:
+            return rows[:, None]
+        repeats = torch.tensor(self.counts, device=rows.device)
+        return rows.repeat_interleave(repeats, dim=0, output_size=sum(self.counts))[None]
+
+    def index(self, rows: Tensor) -> Tensor:
+        """For every token in order the number of its row in ``rows``, (B, D): int32 on their device."""
+        counts = self.counts[:1] * len(rows) if self.is_stacked else self.counts
+        return _owner_of_every_token(counts, rows.device)
+
+
+@functools.lru_cache(maxsize=256)
+def _owner_of_every_token(counts: tuple[int, ...], device: torch.device) -> Tensor:
+    samples = torch.arange(len(counts), dtype=torch.int32)
+    return samples.repeat_interleave(torch.tensor(counts)).to(device)
+
+
+@functools.lru_cache(maxsize=256)
+def _places_in_joint(num_txt: int, num_img: tuple[int, ...], device: torch.device) -> tuple[Tensor, Tensor]:
+    starts = torch.tensor([0, *num_img[:-1]]).cumsum(0) + num_txt * torch.arange(len(num_img))
+    txt = starts[:, None] + torch.arange(num_txt)
+    img = [start + num_txt + torch.arange(num) for start, num in zip(starts.tolist(), num_img, strict=True)]
+    return txt.flatten().int().to(device), torch.cat(img).int().to(device)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -36,6 +71,27 @@ class Packing:
     def num_joint(self) -> tuple[int, ...]:
         """Text and image tokens together, one count a sample."""
         return tuple(self.num_txt + num for num in self.num_img)
+
+    @property
+    def txt(self) -> Owners:
+        """Of the text stream's tokens."""
+        return Owners((self.num_txt,) * len(self.num_img), is_stacked=True)
+
+    @property
+    def img(self) -> Owners:
+        """Of the image stream's tokens."""
+        return Owners(self.num_img, self.is_stacked)
+
+    @property
+    def joint(self) -> Owners:
+        """Of the joint sequence's tokens."""
+        return Owners(self.num_joint, self.is_stacked)
+
+    def places_in_joint(self, txt: Tensor) -> tuple[Tensor, Tensor]:
+        """Where :meth:`join` puts every text token and every image token, counted through all samples: int32 on the
+        device of ``txt``, the text stream."""
+        num_img = self.num_img[:1] * len(txt) if self.is_stacked else self.num_img
+        return _places_in_joint(self.num_txt, num_img, txt.device)
 
     def pack(self, samples: Sequence[Tensor]) -> Tensor:
         """Image tokens of each sample, (L_i, …), into one tensor."""
@@ -60,14 +116,6 @@ class Packing:
         txt = torch.stack([sample[: self.num_txt] for sample in samples])
         return txt, torch.cat([sample[self.num_txt :] for sample in samples])[None]
 
-    def per_img_token(self, rows: Tensor) -> Tensor:
-        """One row a sample, (B, D), made to broadcast over image tokens."""
-        return self._per_token(rows, self.num_img)
-
-    def per_joint_token(self, rows: Tensor) -> Tensor:
-        """One row a sample, (B, D), made to broadcast over the joint sequence."""
-        return self._per_token(rows, self.num_joint)
-
     def self_attention(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Joint attention; tokens see their own sample only. All (…, S, H, head_dim) as :meth:`join` lays them out."""
         if self.is_stacked:
@@ -85,9 +133,3 @@ class Packing:
             for i, q in enumerate(img_q[0].split(self.num_img))
         ]
         return torch.cat(outs, dim=1)
-
-    def _per_token(self, rows: Tensor, counts: tuple[int, ...]) -> Tensor:
-        if self.is_stacked:
-            return rows[:, None]
-        repeats = torch.tensor(counts, device=rows.device)
-        return rows.repeat_interleave(repeats, dim=0, output_size=sum(counts))[None]
