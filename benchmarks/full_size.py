@@ -6,8 +6,10 @@ Sections, each timed and reported on its own, so that one that fails does not ta
 
 * ``write``   files of the exact names, keys and shapes, with random weights
 * ``load``    the production loader: seconds by network, cold (page cache dropped, where that is allowed) and warm
-* ``parity``  one forward pass: ours and diffusers' in bfloat16 with the same weights, both against ours in float32
-* ``speed``   milliseconds a step, ours and diffusers' eager in the same run; batches of several sizes
+* ``parity``  one forward pass: ours and diffusers' in bfloat16 with the same weights, both against ours in float32;
+              fused kernels against formulas; recorded passes, one face after another, against those run as written
+* ``speed``   milliseconds a step: ours as served (recorded), not recorded, by formulas, and diffusers' eager, in one
+              run; batches of several sizes
 * ``request`` a complete request of 20 steps through the engine, by stage
 * ``memory``  peak device memory of every memory profile, against the plan
 
@@ -35,7 +37,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.full_size_pass import diffusers_forward, diffusers_model, forward, packed, random_batch
+from benchmarks.full_size_pass import Batch, diffusers_forward, diffusers_model, forward, packed, random_batch, recorded
 from benchmarks.progress import tell
 from engine.config import DeviceName, DtypeName, EngineConfig
 from engine.engine import FluxEngine, load_engine
@@ -43,6 +45,7 @@ from engine.memory import MEMORY_PROFILES
 from engine.model.packing import Packing
 from engine.profile import DrawnSize, ModelProfile, load_profile
 from engine.request import Finished, ImageRequest, Reference
+from engine.runtime.choice import formulas_only, fused_passes
 from engine.weights.load import Networks, load_networks
 from engine.weights.plan import memory_plans
 from engine.weights.untrained import write_untrained
@@ -160,7 +163,12 @@ def parity(bench: Bench, into: dict[str, Any]) -> None:
     size = native(bench)
     networks = networks_of(bench)
     batch = random_batch(bench.profile, networks, size, 1)
-    ours = forward(networks, batch)
+    ours = forward(networks.flux, batch)
+    with formulas_only():
+        by_formulas = forward(networks.flux, batch)
+    into["is_fused"] = bench.is_cuda and fused_passes() is not None
+    into["fused_vs_formulas"] = relative_error(ours, by_formulas)
+    into["recorded"] = faces_in_turn(bench, networks)
     into["output_std"] = float(ours.float().std())
     into["is_finite"] = bool(torch.isfinite(ours).all())
     if can_compare(bench):
@@ -169,17 +177,44 @@ def parity(bench: Bench, into: dict[str, Any]) -> None:
         into["ours_vs_diffusers"] = relative_error(ours, theirs)
         del model
     bare = dataclasses.replace(batch, prompt=batch.prompt.scaled(0.0))
-    into["adapter_moves_output_by"] = relative_error(forward(networks, bare), ours)
+    into["adapter_moves_output_by"] = relative_error(forward(networks.flux, bare), ours)
     kept = {name: getattr(batch, name).float() for name in ("img", "txt", "vec", "embedding")}
     del networks, batch, bare
     bench.release()
     exact_networks = networks_of(bench, dtype="float32")
     exact_batch = random_batch(bench.profile, exact_networks, size, 1)
     prompt = exact_networks.adapter.encode(kept["embedding"])
-    exact = forward(exact_networks, dataclasses.replace(exact_batch, **kept, prompt=prompt))
+    exact = forward(exact_networks.flux, dataclasses.replace(exact_batch, **kept, prompt=prompt))
     into["ours_vs_float32"] = relative_error(ours, exact)
+    into["formulas_vs_float32"] = relative_error(by_formulas, exact)
     if can_compare(bench):
         into["diffusers_vs_float32"] = relative_error(theirs, exact)
+
+
+@torch.inference_mode()
+def faces_in_turn(bench: Bench, networks: Networks) -> dict[str, Any]:
+    """Recorded passes for one face, another, and the first again: whether each has the bits of the pass as written."""
+    full = native(bench)
+    half = DrawnSize(width_px=full.width_px // 2, height_px=full.height_px // 2)
+    found: dict[str, Any] = {}
+    for size, num in ((full, 1), (half, 1), (half, 3)):
+        batch = random_batch(bench.profile, networks, size, num)
+        other = dataclasses.replace(
+            batch,
+            prompt=networks.adapter.encode(batch.embedding.flip(-1)).scaled(0.7),
+            txt=batch.txt.flip(-1),
+            img=batch.img.flip(-1),
+            sigma=0.5 * batch.sigma,
+        )
+        passes = recorded(networks.flux, batch)
+        is_same = [torch.equal(forward(passes, one), forward(networks.flux, one)) for one in (batch, other, batch)]
+        found[f"{size.width_px}x{size.height_px} batch {num}"] = {
+            "num_recordings": passes.num_recordings,
+            "is_same_bits": is_same,
+        }
+        del passes
+        bench.release()
+    return found
 
 
 def milliseconds(bench: Bench, work: Callable[[], object]) -> dict[str, float]:
@@ -209,7 +244,7 @@ def speed(bench: Bench, into: dict[str, Any]) -> None:
     for size, counts in ((full, (1, 2)), (half, (1, 2, 4, 8))):
         for num in counts:
             batch = random_batch(bench.profile, networks, size, num)
-            record: dict[str, Any] = {"ours": milliseconds(bench, functools.partial(forward, networks, batch))}
+            record = our_ways(bench, networks, batch)
             if model is not None:
                 record["diffusers"] = milliseconds(bench, functools.partial(diffusers_forward, model, batch))
                 record["diffusers_over_ours"] = round(record["diffusers"]["median_ms"] / record["ours"]["median_ms"], 3)
@@ -217,7 +252,19 @@ def speed(bench: Bench, into: dict[str, Any]) -> None:
     sizes = (full, half, half)
     packing = Packing(num_txt=bench.profile.t5.max_tokens, num_img=tuple(size.num_tokens for size in sizes))
     mixed = packed([random_batch(bench.profile, networks, size, 1) for size in sizes], packing)
-    into["packed: one full, two half"] = {"ours": milliseconds(bench, lambda: forward(networks, mixed))}
+    into["packed: one full, two half"] = our_ways(bench, networks, mixed)
+
+
+def our_ways(bench: Bench, networks: Networks, batch: Batch) -> dict[str, Any]:
+    """As served; handed over kernel by kernel; and without fused kernels."""
+    passes = recorded(networks.flux, batch)
+    found: dict[str, Any] = {"ours": milliseconds(bench, functools.partial(forward, passes, batch))}
+    del passes
+    bench.release()
+    found["not recorded"] = milliseconds(bench, functools.partial(forward, networks.flux, batch))
+    with formulas_only():
+        found["formulas"] = milliseconds(bench, functools.partial(forward, networks.flux, batch))
+    return found
 
 
 def request_through_the_engine(bench: Bench, into: dict[str, Any]) -> None:
@@ -269,6 +316,7 @@ def memory(bench: Bench, into: dict[str, Any]) -> None:
         with timed(record, "load_s"):
             engine = load_engine(bench.config(memory=name))
         record["device_gib_after_load"] = bench.peak_gib()
+        engine.warm_up()
         record["first"] = drawn(engine, bench, seed=0, num_steps=4)
         record["again"] = drawn(engine, bench, seed=0, num_steps=4)
         record["device_peak_gib"] = bench.peak_gib()

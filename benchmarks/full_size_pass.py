@@ -11,6 +11,7 @@ import torch
 from engine.model.image_prompt import ImagePrompt
 from engine.model.packing import Packing
 from engine.profile import DrawnSize, ModelProfile
+from engine.runtime.recorded import CudaGraphs, Forward, RecordedPasses
 from engine.sampling import latents
 from engine.weights.load import Networks
 
@@ -71,19 +72,21 @@ def packed(batches: Sequence[Batch], packing: Packing) -> Batch:
 
 
 @torch.inference_mode()
-def forward(networks: Networks, batch: Batch) -> torch.Tensor:
-    """Our velocity."""
-    out: torch.Tensor = networks.flux(
-        batch.img,
-        batch.ids,
-        batch.txt,
-        batch.sigma,
-        batch.vec,
-        batch.guidance,
-        packing=batch.packing,
-        image_prompt=batch.prompt,
-    )
-    return out
+def forward(passes: Forward, batch: Batch) -> torch.Tensor:
+    """Our velocity: the transformer's, or a recording's."""
+    return passes(*_inputs(batch), packing=batch.packing, image_prompt=batch.prompt)
+
+
+@torch.inference_mode()
+def recorded(passes: Forward, batch: Batch) -> RecordedPasses:
+    """The pass of this batch's shape as the engine keeps it on a GPU; on a CPU nothing is recorded."""
+    made = RecordedPasses(passes, max_recordings=int(batch.img.is_cuda), recorder=CudaGraphs())
+    made.record(*_inputs(batch), packing=batch.packing, image_prompt=batch.prompt)
+    return made
+
+
+def _inputs(batch: Batch) -> tuple[torch.Tensor, ...]:
+    return batch.img, batch.ids, batch.txt, batch.sigma, batch.vec, batch.guidance
 
 
 def diffusers_model(profile: ModelProfile, model_dir: str, networks: Networks) -> Any:

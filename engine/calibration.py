@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 import numpy as np
 
 from engine.config import EngineConfig
-from engine.cost_model import CostModel, LinearCost, decode_features, step_features
+from engine.cost_model import CostModel, Features, LinearCost, decode_features, step_features
 from engine.profile import SIZE_STEP_PX, DrawnSize, ModelProfile
 from engine.request import Reference
 from engine.runner import FluxRunner, Row
@@ -57,13 +57,12 @@ def calibrated(
     }
     runner.velocity([rows[small]])  # the very first pass of a process takes its memory
     runner.decode(rows[small].tokens, small)
-    steps = [
-        (
-            step_features([runner.num_txt + size.num_tokens for size in sizes]),
-            seconds(functools.partial(runner.velocity, [rows[size] for size in sizes])),
-        )
-        for sizes in _batches(small, middle, native, runner.num_txt, config)
-    ]
+    steps: list[tuple[Features, float]] = []
+    for sizes in _batches(small, middle, native, runner.num_txt, config):
+        batch = [rows[size] for size in sizes]
+        runner.record(batch)
+        step_s = seconds(functools.partial(runner.velocity, batch))
+        steps.append((step_features([runner.num_txt + size.num_tokens for size in sizes]), step_s))
     decodes = [
         (
             decode_features(size.width_px * size.height_px),

@@ -26,6 +26,8 @@ class EngineConfig:
         cpu_threads: threads of a CPU device; None leaves it to torch.
         max_batch_samples: forward-pass rows of a step; a request with cfg > 1 takes two.
         max_batch_tokens: image and text tokens of a step, over all rows. One request larger than this runs alone.
+        max_recorded_shapes: shapes of a step whose pass is kept as a CUDA graph, those used last; 0 records none. They
+            need a step's activations once more, together. No effect on a CPU.
         policy: who takes part in a step; see :mod:`engine.scheduler`.
         max_waiting: requests that may wait for their first step; more are refused.
         max_queued_device_s: predicted seconds of work that may be here, waiting and running; more is refused. As long
@@ -41,6 +43,7 @@ class EngineConfig:
     cpu_threads: int | None = None
     max_batch_samples: int = 8
     max_batch_tokens: int = 8192
+    max_recorded_shapes: int = 12
     policy: PolicyName = "shortest_remaining"
     max_waiting: int = 256
     max_queued_device_s: float = 300.0
@@ -53,7 +56,7 @@ class EngineConfig:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         if self.cpu_threads is not None and self.cpu_threads < 1:
             raise ValueError(f"cpu_threads must be at least 1, got {self.cpu_threads}")
-        for name in ("text_cache_bytes", "image_cache_bytes"):
+        for name in ("max_recorded_shapes", "text_cache_bytes", "image_cache_bytes"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
         if self.max_queued_device_s <= 0.0:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -19,9 +20,13 @@ from engine.model.packing import Packing
 from engine.model.text import TextEmbedding
 from engine.profile import DrawnSize
 from engine.request import Reference, RgbImage
+from engine.runtime.recorded import CudaGraphs, RecordedPasses
 from engine.sampling import latents as latent_tokens
 from engine.weights.load import DTYPES, Networks, load_networks
 from engine.weights.plan import memory_plans
+
+NUM_PACKINGS = 64
+"""Kept of those used last, for their maps of tokens."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -57,6 +62,12 @@ class FluxRunner:
         self._device = torch.device(config.device)
         self._dtype = DTYPES[config.dtype]
         self._num_channels = config.profile.autoencoder.z_channels
+        self._packing = functools.lru_cache(maxsize=NUM_PACKINGS)(self._new_packing)
+        self._pass = RecordedPasses(
+            networks.flux,
+            max_recordings=config.max_recorded_shapes if config.device == "cuda" else 0,
+            recorder=CudaGraphs(),
+        )
         self.text_cache: ByteBudgetCache[str, TextEmbedding] = ByteBudgetCache(config.text_cache_bytes)
         self.image_cache: ByteBudgetCache[tuple[str, str], ImagePrompt] = ByteBudgetCache(config.image_cache_bytes)
         self.black_prompt = self._encode_embedding(networks.vision.encode_black())
@@ -120,18 +131,30 @@ class FluxRunner:
     @torch.inference_mode()
     def velocity(self, rows: Sequence[Row]) -> tuple[Tensor, ...]:
         """One forward pass: a velocity (L_i, in_channels) float32 for every row, whatever the sizes."""
-        packing = Packing(num_txt=self.num_txt, num_img=tuple(len(row.tokens) for row in rows))
-        out = self._networks.flux(
+        inputs, packing, image_prompt = self._packed(rows)
+        out = self._pass(*inputs, packing=packing, image_prompt=image_prompt)
+        return packing.unpack(out.float())
+
+    @torch.inference_mode()
+    def record(self, rows: Sequence[Row]) -> None:
+        """Make :meth:`velocity` of rows of these sizes fast now, where it would otherwise become so after a few."""
+        inputs, packing, image_prompt = self._packed(rows)
+        self._pass.record(*inputs, packing=packing, image_prompt=image_prompt)
+
+    def _packed(self, rows: Sequence[Row]) -> tuple[tuple[Tensor, ...], Packing, ImagePrompt]:
+        packing = self._packing(tuple(len(row.tokens) for row in rows))
+        inputs = (
             packing.pack([row.tokens for row in rows]).to(self._dtype),
             packing.pack([row.position_ids for row in rows]),
             torch.cat([row.text.txt for row in rows]),
             torch.tensor([row.sigma for row in rows], device=self._device),
             torch.cat([row.text.vec for row in rows]),
             torch.tensor([row.guidance for row in rows], device=self._device),
-            packing=packing,
-            image_prompt=ImagePrompt.stack([row.image_prompt for row in rows]),
         )
-        return packing.unpack(out.float())
+        return inputs, packing, ImagePrompt.stack([row.image_prompt for row in rows])
+
+    def _new_packing(self, num_img: tuple[int, ...]) -> Packing:
+        return Packing(num_txt=self.num_txt, num_img=num_img)
 
     @torch.inference_mode()
     def decode(self, tokens: Tensor, size: DrawnSize) -> RgbImage:

@@ -47,6 +47,7 @@ class FluxEngineSettings(_AdmissionSettings):
     cpu_threads: int | None = Field(default=None, ge=1)
     max_batch_samples: int = Field(default=8, ge=2)
     max_batch_tokens: int = Field(default=8192, ge=1)
+    max_recorded_shapes: int = Field(default=12, ge=0)
     text_cache_bytes: int = Field(default=256 * _MIB, ge=0)
     image_cache_bytes: int = Field(default=256 * _MIB, ge=0)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import random
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import pytest
@@ -23,8 +23,10 @@ from engine.engine import FluxEngine, load_engine
 from engine.profile import DrawnSize
 from engine.request import Failed, Finished, ImageRequest, Reference, RgbImage, SchedulerName, StepProgress
 from engine.runner import FluxRunner, Row
+from engine.runtime import recorded
 from engine.scheduler import Candidate, StepBudget
 from engine.weights.untrained import write_untrained
+from tests.one_memory import on_one_memory
 from tests.tiny import tiny_profile
 
 PROFILE = tiny_profile()
@@ -38,11 +40,19 @@ sizes = st.sampled_from(SIZES)
 references = st.none() | st.integers(0, 3)
 
 
-@pytest.fixture(scope="module")
-def runner(tmp_path_factory: pytest.TempPathFactory) -> FluxRunner:
+@pytest.fixture(scope="module", params=["as written", "recorded"])
+def runner(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Iterator[FluxRunner]:
+    """Passes as they are on a CPU; and recorded at once, on memory that all requests of a shape share, as on a GPU."""
     folder = str(tmp_path_factory.mktemp("tiny-model"))
     write_untrained(PROFILE, folder, dtype="float32")
-    return load_engine(EngineConfig(profile=PROFILE, model_dir=folder, cpu_threads=1))._runner
+    made = load_engine(EngineConfig(profile=PROFILE, model_dir=folder, cpu_threads=1))._runner
+    with pytest.MonkeyPatch.context() as patch:
+        if request.param == "recorded":
+            patch.setattr(recorded, "NUM_PASSES_BEFORE", 1)
+            passes = recorded.RecordedPasses(made._networks.flux, max_recordings=4, recorder=on_one_memory)
+            patch.setattr(made, "_pass", passes)
+        yield made
+        assert made._pass.num_recordings == (4 if request.param == "recorded" else 0)
 
 
 def reference(index: int | None) -> Reference | None:

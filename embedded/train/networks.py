@@ -34,7 +34,7 @@ UNDISTILLED = 1.0
 M = TypeVar("M", bound=nn.Module)
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class EqualPacking(Packing):
     """Packing of samples that all have as many tokens: same layout, plain attention, nothing that a compiler stumbles
     over (the engine chooses its attention kernels through context variables)."""

@@ -21,12 +21,13 @@ from torch import Tensor
 from engine.runtime.attention import scaled_dot_product_attention
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
+@dataclasses.dataclass(frozen=True)
 class Owners:
     """Which sample each token belongs to: ``counts`` tokens of each sample, in one tensor laid out as above."""
 
     counts: tuple[int, ...]
     is_stacked: bool
+    _maps: dict[tuple[int, torch.device], Tensor] = dataclasses.field(default_factory=dict, compare=False, repr=False)
 
     def per_token(self, rows: Tensor) -> Tensor:
         """One row a sample, (B, D), made to broadcast over tokens: (B, 1, D) or (1, ΣL, D)."""
@@ -37,30 +38,26 @@ class Owners:
 
     def index(self, rows: Tensor) -> Tensor:
         """For every token in order the number of its row in ``rows``, (B, D): int32 on their device."""
-        counts = self.counts[:1] * len(rows) if self.is_stacked else self.counts
-        return _owner_of_every_token(counts, rows.device)
+        key = (len(rows), rows.device)
+        if key not in self._maps:
+            counts = self.counts[:1] * len(rows) if self.is_stacked else self.counts
+            samples = torch.arange(len(counts), dtype=torch.int32)
+            self._maps[key] = samples.repeat_interleave(torch.tensor(counts)).to(rows.device)
+        return self._maps[key]
 
 
-@functools.lru_cache(maxsize=256)
-def _owner_of_every_token(counts: tuple[int, ...], device: torch.device) -> Tensor:
-    samples = torch.arange(len(counts), dtype=torch.int32)
-    return samples.repeat_interleave(torch.tensor(counts)).to(device)
-
-
-@functools.lru_cache(maxsize=256)
-def _places_in_joint(num_txt: int, num_img: tuple[int, ...], device: torch.device) -> tuple[Tensor, Tensor]:
-    starts = torch.tensor([0, *num_img[:-1]]).cumsum(0) + num_txt * torch.arange(len(num_img))
-    txt = starts[:, None] + torch.arange(num_txt)
-    img = [start + num_txt + torch.arange(num) for start, num in zip(starts.tolist(), num_img, strict=True)]
-    return txt.flatten().int().to(device), torch.cat(img).int().to(device)
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Packing:
-    """Token counts of a batch: ``num_txt`` for every sample, ``num_img`` one a sample."""
+    """Token counts of a batch: ``num_txt`` for every sample, ``num_img`` one a sample.
+
+    Maps of tokens are made when a kernel first asks for them and live as long as this object.
+    """
 
     num_txt: int
     num_img: tuple[int, ...]
+    _places: dict[tuple[int, torch.device], tuple[Tensor, Tensor]] = dataclasses.field(
+        default_factory=dict, compare=False, repr=False
+    )
 
     @property
     def is_stacked(self) -> bool:
@@ -72,17 +69,17 @@ class Packing:
         """Text and image tokens together, one count a sample."""
         return tuple(self.num_txt + num for num in self.num_img)
 
-    @property
+    @functools.cached_property
     def txt(self) -> Owners:
         """Of the text stream's tokens."""
         return Owners((self.num_txt,) * len(self.num_img), is_stacked=True)
 
-    @property
+    @functools.cached_property
     def img(self) -> Owners:
         """Of the image stream's tokens."""
         return Owners(self.num_img, self.is_stacked)
 
-    @property
+    @functools.cached_property
     def joint(self) -> Owners:
         """Of the joint sequence's tokens."""
         return Owners(self.num_joint, self.is_stacked)
@@ -90,8 +87,19 @@ class Packing:
     def places_in_joint(self, txt: Tensor) -> tuple[Tensor, Tensor]:
         """Where :meth:`join` puts every text token and every image token, counted through all samples: int32 on the
         device of ``txt``, the text stream."""
-        num_img = self.num_img[:1] * len(txt) if self.is_stacked else self.num_img
-        return _places_in_joint(self.num_txt, num_img, txt.device)
+        key = (len(txt), txt.device)
+        if key not in self._places:
+            num_img = self.num_img[:1] * len(txt) if self.is_stacked else self.num_img
+            starts = torch.tensor([0, *num_img[:-1]]).cumsum(0) + self.num_txt * torch.arange(len(num_img))
+            txt_places = starts[:, None] + torch.arange(self.num_txt)
+            img_places = [
+                start + self.num_txt + torch.arange(num) for start, num in zip(starts.tolist(), num_img, strict=True)
+            ]
+            self._places[key] = (
+                txt_places.flatten().int().to(txt.device),
+                torch.cat(img_places).int().to(txt.device),
+            )
+        return self._places[key]
 
     def pack(self, samples: Sequence[Tensor]) -> Tensor:
         """Image tokens of each sample, (L_i, …), into one tensor."""

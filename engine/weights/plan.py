@@ -42,12 +42,14 @@ def memory_plan(
     # By the native size: a larger picture may still run out of memory, which ends that request and no other.
     num_pixels = profile.size.native_width_px * profile.size.native_height_px
     num_tokens = max(config.max_batch_tokens, profile.t5.max_tokens + num_pixels // SIZE_STEP_PX**2)
+    step = ACTIVATION_WIDTHS * num_tokens * profile.transformer.hidden_size * dtype_bytes
+    recorded = {"recorded steps": step} if config.max_recorded_shapes and config.device == "cuda" else {}
     autoencoder = profile.autoencoder
     return MemoryPlan(
         name=name,
-        lasting={**weights, "caches": config.text_cache_bytes + config.image_cache_bytes},
+        lasting={**weights, "caches": config.text_cache_bytes + config.image_cache_bytes, **recorded},
         passing={
-            "a step": ACTIVATION_WIDTHS * num_tokens * profile.transformer.hidden_size * dtype_bytes,
+            "a step": step,
             "decoding": DECODER_WIDTHS * num_pixels * autoencoder.ch * autoencoder.ch_mult[1] * dtype_bytes,
             **visiting,
         },
