@@ -8,7 +8,7 @@ Sections, each timed and reported on its own, so that one that fails does not ta
 * ``load``    the production loader: seconds by network, cold (page cache dropped, where that is allowed) and warm
 * ``parity``  one forward pass: ours and diffusers' in bfloat16 with the same weights, both against ours in float32;
               fused kernels against formulas; recorded passes, one face after another, against those run as written
-* ``speed``   milliseconds a step: ours as served (recorded), not recorded, by formulas, and diffusers' eager, in one
+* ``speed``   milliseconds a step: ours as served, not recorded, by formulas, and diffusers' eager, in one
               run; batches of several sizes
 * ``request`` a complete request of 20 steps through the engine, by stage
 * ``memory``  peak device memory of every memory profile, against the plan
@@ -206,7 +206,7 @@ def faces_in_turn(bench: Bench, networks: Networks) -> dict[str, Any]:
             img=batch.img.flip(-1),
             sigma=0.5 * batch.sigma,
         )
-        passes = recorded(networks.flux, batch)
+        passes = recorded(bench.profile, networks.flux, batch)
         is_same = [torch.equal(forward(passes, one), forward(networks.flux, one)) for one in (batch, other, batch)]
         found[f"{size.width_px}x{size.height_px} batch {num}"] = {
             "num_recordings": passes.num_recordings,
@@ -257,7 +257,7 @@ def speed(bench: Bench, into: dict[str, Any]) -> None:
 
 def our_ways(bench: Bench, networks: Networks, batch: Batch) -> dict[str, Any]:
     """As served; handed over kernel by kernel; and without fused kernels."""
-    passes = recorded(networks.flux, batch)
+    passes = recorded(bench.profile, networks.flux, batch)
     found: dict[str, Any] = {"ours": milliseconds(bench, functools.partial(forward, passes, batch))}
     del passes
     bench.release()

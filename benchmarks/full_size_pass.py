@@ -78,9 +78,11 @@ def forward(passes: Forward, batch: Batch) -> torch.Tensor:
 
 
 @torch.inference_mode()
-def recorded(passes: Forward, batch: Batch) -> RecordedPasses:
-    """The pass of this batch's shape as the engine keeps it on a GPU; on a CPU nothing is recorded."""
-    made = RecordedPasses(passes, max_recordings=int(batch.img.is_cuda), recorder=CudaGraphs())
+def recorded(profile: ModelProfile, passes: Forward, batch: Batch) -> RecordedPasses:
+    """Passes as the engine runs them: short ones recorded on a GPU, this batch's among them."""
+    made = RecordedPasses(
+        passes, max_recordings=int(batch.img.is_cuda), max_tokens=profile.native_tokens, recorder=CudaGraphs()
+    )
     made.record(*_inputs(batch), packing=batch.packing, image_prompt=batch.prompt)
     return made
 

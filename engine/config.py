@@ -26,8 +26,9 @@ class EngineConfig:
         cpu_threads: threads of a CPU device; None leaves it to torch.
         max_batch_samples: forward-pass rows of a step; a request with cfg > 1 takes two.
         max_batch_tokens: image and text tokens of a step, over all rows. One request larger than this runs alone.
-        max_recorded_shapes: shapes of a step whose pass is kept as a CUDA graph, those used last; 0 records none. They
-            need a step's activations once more, together. No effect on a CPU.
+        max_recorded_shapes: shapes of a step whose pass is kept as a CUDA graph, those used last; 0 records none. Only
+            steps of at most one row of native size are; together they need its activations once more. No effect on a
+            CPU.
         policy: who takes part in a step; see :mod:`engine.scheduler`.
         max_waiting: requests that may wait for their first step; more are refused.
         max_queued_device_s: predicted seconds of work that may be here, waiting and running; more is refused. As long

@@ -238,6 +238,12 @@ class ModelProfile:
             if left != right:
                 raise ModelLoadError(f"profile {self.name}: {left_name} is {left} but {right_name} is {right}")
 
+    @property
+    def native_tokens(self) -> int:
+        """Text and image tokens of one row at native size."""
+        native = DrawnSize(width_px=self.size.native_width_px, height_px=self.size.native_height_px)
+        return self.t5.max_tokens + native.num_tokens
+
     def check_request(self, request: ImageRequest) -> DrawnSize:
         """The size to draw a request at. Raises InvalidRequestError where the profile does not allow its values."""
         limits = self.limits

@@ -66,6 +66,7 @@ class FluxRunner:
         self._pass = RecordedPasses(
             networks.flux,
             max_recordings=config.max_recorded_shapes if config.device == "cuda" else 0,
+            max_tokens=config.profile.native_tokens,  # for more than that a device takes longer than the handing over
             recorder=CudaGraphs(),
         )
         self.text_cache: ByteBudgetCache[str, TextEmbedding] = ByteBudgetCache(config.text_cache_bytes)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -44,6 +45,18 @@ def test_flux_dev_is_planned_for_the_cards_people_have() -> None:
     assert plans(44.4)["offload-text"]  # L40S, what 48 GB leave
     assert plans(23.6) == {"resident": False, "offload-text": False, "float8": True}  # RTX 4090
     assert not any(plans(15.6).values())  # T4
+
+
+def test_recorded_steps_are_planned_for_where_there_are_any() -> None:
+    def num_bytes(**changes: Any) -> int:
+        config = EngineConfig(profile=FLUX_DEV, model_dir="", dtype="bfloat16", **changes)
+        return memory_plan(FLUX_DEV, config, "float8", num_adapter_tokens=16).num_bytes
+
+    without = num_bytes(device="cuda", max_recorded_shapes=0)
+    assert num_bytes(device="cpu") == without
+    assert 0.5 * GIB < num_bytes(device="cuda") - without < 1.0 * GIB
+    shipped = num_bytes(device="cuda", max_batch_tokens=18_432)
+    assert shipped < 23.6 * GIB  # RTX 4090
 
 
 def test_parameters_are_counted_as_published() -> None:

@@ -49,7 +49,9 @@ def runner(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequ
     with pytest.MonkeyPatch.context() as patch:
         if request.param == "recorded":
             patch.setattr(recorded, "NUM_PASSES_BEFORE", 1)
-            passes = recorded.RecordedPasses(made._networks.flux, max_recordings=4, recorder=on_one_memory)
+            passes = recorded.RecordedPasses(
+                made._networks.flux, max_recordings=4, max_tokens=10_000, recorder=on_one_memory
+            )
             patch.setattr(made, "_pass", passes)
         yield made
         assert made._pass.num_recordings == (4 if request.param == "recorded" else 0)

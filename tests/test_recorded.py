@@ -15,6 +15,8 @@ from engine.model.packing import Packing
 from engine.runtime.recorded import MAX_SHAPES_COUNTED, NUM_PASSES_BEFORE, RecordedPasses, Run
 from tests.one_memory import on_one_memory
 
+NUM_TXT, MAX_TOKENS = 3, 2000
+
 
 class Passes:
     """A forward pass that is a sum, recorded passes before it, and how often each was asked."""
@@ -22,7 +24,9 @@ class Passes:
     def __init__(self, max_recordings: int = 2, recorder: Callable[[Run], Run] = on_one_memory) -> None:
         self.num_run = self.num_recorded = 0
         self._recorder = recorder
-        self.passes = RecordedPasses(self._forward, max_recordings=max_recordings, recorder=self._record)
+        self.passes = RecordedPasses(
+            self._forward, max_recordings=max_recordings, max_tokens=MAX_TOKENS, recorder=self._record
+        )
 
     def _forward(self, *inputs: Tensor, packing: Packing, image_prompt: ImagePrompt) -> Tensor:
         self.num_run += 1
@@ -37,7 +41,7 @@ class Passes:
         inputs = tuple(torch.full((1, sum(num_img), 2), number + i) for i in range(6))
         rows = torch.full((len(num_img), 1, 3), number)
         prompt = ImagePrompt(keys=rows, values=rows + 1, scale=torch.full((len(num_img),), number))
-        packing = Packing(num_txt=3, num_img=num_img)
+        packing = Packing(num_txt=NUM_TXT, num_img=num_img)
         if is_known:
             self.passes.record(*inputs, packing=packing, image_prompt=prompt)
             return None
@@ -97,6 +101,18 @@ def test_none_is_none() -> None:
     for number in range(2 * NUM_PASSES_BEFORE):
         made.velocity(number)
     assert made.num_recorded == 0
+
+
+def test_long_steps_are_not_recorded() -> None:
+    made = Passes()
+    longest = MAX_TOKENS - 2 * NUM_TXT
+    for split in ((longest - 1, 2), (longest, 7), (MAX_TOKENS,)):
+        made.velocity(1.0, split, is_known=True)
+        for number in range(NUM_PASSES_BEFORE + 1):
+            made.velocity(number, split)
+    assert made.num_recorded == 0
+    made.velocity(1.0, (longest - 1, 1), is_known=True)
+    assert made.num_recorded == 1
 
 
 def test_counting_shapes_takes_bounded_memory() -> None:

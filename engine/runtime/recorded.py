@@ -43,10 +43,11 @@ Recorder = Callable[[Run], Run]
 class RecordedPasses:
     """Stands before a transformer's forward pass. One thread at a time."""
 
-    def __init__(self, forward: Forward, *, max_recordings: int, recorder: Recorder) -> None:
-        """``max_recordings``: that are kept, those used last; 0 records nothing."""
+    def __init__(self, forward: Forward, *, max_recordings: int, max_tokens: int, recorder: Recorder) -> None:
+        """Keeps ``max_recordings``, those used last, none of them longer than ``max_tokens`` in all its rows."""
         self._forward = forward
         self._max = max_recordings
+        self._max_tokens = max_tokens
         self._recorder = recorder
         self._recordings: collections.OrderedDict[_Shape, _Recording] = collections.OrderedDict()
         self._counts: collections.Counter[_Shape] = collections.Counter()
@@ -72,11 +73,15 @@ class RecordedPasses:
         """Record this shape now, since it is known to come again."""
         flat = (*inputs, image_prompt.keys, image_prompt.values, image_prompt.scale)
         shape = _shape(flat, packing)
-        if self._max and shape not in self._recordings:
+        if self._may_be_recorded(shape) and shape not in self._recordings:
             self._record(shape, flat, packing)
 
+    def _may_be_recorded(self, shape: _Shape) -> bool:
+        packing, _ = shape
+        return self._max > 0 and sum(packing.num_joint) <= self._max_tokens
+
     def _is_worth_recording(self, shape: _Shape) -> bool:
-        if not self._max:
+        if not self._may_be_recorded(shape):
             return False
         if len(self._counts) >= MAX_SHAPES_COUNTED:
             self._counts.clear()

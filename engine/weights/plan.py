@@ -7,7 +7,7 @@ from torch import nn
 
 from engine.config import EngineConfig
 from engine.memory import MEMORY_PROFILES, MemoryPlan, MemoryProfileName
-from engine.profile import SIZE_STEP_PX, ModelProfile
+from engine.profile import ModelProfile
 from engine.weights.folder import find, parts
 from engine.weights.load import DTYPES, TEXT_ROLES, adapter_tokens, build
 
@@ -41,15 +41,15 @@ def memory_plan(
         visiting["a visiting text layer"] = largest * dtype_bytes
     # By the native size: a larger picture may still run out of memory, which ends that request and no other.
     num_pixels = profile.size.native_width_px * profile.size.native_height_px
-    num_tokens = max(config.max_batch_tokens, profile.t5.max_tokens + num_pixels // SIZE_STEP_PX**2)
-    step = ACTIVATION_WIDTHS * num_tokens * profile.transformer.hidden_size * dtype_bytes
-    recorded = {"recorded steps": step} if config.max_recorded_shapes and config.device == "cuda" else {}
+    token_bytes = ACTIVATION_WIDTHS * profile.transformer.hidden_size * dtype_bytes
+    is_recording = config.device == "cuda" and config.max_recorded_shapes > 0
+    recorded = {"recorded steps": profile.native_tokens * token_bytes} if is_recording else {}
     autoencoder = profile.autoencoder
     return MemoryPlan(
         name=name,
         lasting={**weights, "caches": config.text_cache_bytes + config.image_cache_bytes, **recorded},
         passing={
-            "a step": step,
+            "a step": max(config.max_batch_tokens, profile.native_tokens) * token_bytes,
             "decoding": DECODER_WIDTHS * num_pixels * autoencoder.ch * autoencoder.ch_mult[1] * dtype_bytes,
             **visiting,
         },
