@@ -46,7 +46,7 @@ def plot(arguments: argparse.Namespace) -> None:
     axes[1, 0].set_ylabel("p95 of small pictures, s")
     axes[0, 0].set_ylim(0, 102)
     axes[0, 1].set_ylim(0, 102)
-    axes[0, 0].legend(frameon=False, fontsize=8)
+    axes[0, 1].legend(*axes[0, 0].get_legend_handles_labels(), frameon=False, fontsize=8, loc="upper right")
     for axis in axes.flat:
         axis.grid(color="#e5e5e5")
         axis.spines[["top", "right"]].set_visible(False)
