@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from embedded.train.networks import EqualPacking
 from engine.model import adapter, layers, passes
 from engine.model.flux import Flux
 from engine.model.image_prompt import ImagePrompt
@@ -109,6 +110,35 @@ def test_a_whole_pass_is_the_same_fused(
     assert block.img_residual is not None  # the adapter took part
     assert not torch.equal(found, expected)  # it did go another way
     assert float((found - expected).norm() / expected.norm()) < 1e-5
+
+
+@pytest.mark.filterwarnings("ignore")  # the compiler's own
+def test_the_formulas_of_a_block_are_one_graph_to_a_compiler() -> None:
+    """As training compiles blocks; what a compiler can't follow would break a block's graph, and slow training down."""
+    flux = random_networks()
+    params, num, num_img = PROFILE.transformer, 2, 4
+    for block in (*flux.double_blocks, *flux.single_blocks):
+        block.compile(backend="aot_eager", fullgraph=True)
+    head = params.hidden_size // params.num_heads
+    prompt = ImagePrompt(
+        keys=torch.randn(num, params.depth, 4, params.num_heads, head),
+        values=torch.randn(num, params.depth, 4, params.num_heads, head),
+        scale=torch.ones(num),
+    )
+    torch._dynamo.utils.counters.clear()
+    for _ in range(2):
+        out = flux(
+            torch.randn(num, num_img, params.in_channels),
+            torch.zeros(num, num_img, 3),
+            torch.randn(num, NUM_TXT, params.context_in_dim),
+            torch.rand(num),
+            torch.randn(num, params.vec_in_dim),
+            torch.ones(num),
+            packing=EqualPacking(num_txt=NUM_TXT, num_img=(num_img,)),
+            image_prompt=prompt,
+        )
+        out.sum().backward()
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 2  # a double block's and a single one's
 
 
 def on_gpu() -> Tensor:

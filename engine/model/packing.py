@@ -12,7 +12,6 @@ The joint sequence (text before image, per sample) follows the same rule: (B, T+
 from __future__ import annotations
 
 import dataclasses
-import functools
 from collections.abc import Sequence
 
 import torch
@@ -50,11 +49,15 @@ class Owners:
 class Packing:
     """Token counts of a batch: ``num_txt`` for every sample, ``num_img`` one a sample.
 
-    Maps of tokens are made when a kernel first asks for them and live as long as this object.
+    ``txt``, ``img`` and ``joint`` say whose the tokens of each stream and of the joint sequence are. Maps of tokens
+    are made when a kernel first asks for them and live as long as this object.
     """
 
     num_txt: int
     num_img: tuple[int, ...]
+    txt: Owners = dataclasses.field(init=False, compare=False, repr=False)
+    img: Owners = dataclasses.field(init=False, compare=False, repr=False)
+    joint: Owners = dataclasses.field(init=False, compare=False, repr=False)
     _places: dict[tuple[int, torch.device], tuple[Tensor, Tensor]] = dataclasses.field(
         default_factory=dict, compare=False, repr=False
     )
@@ -69,20 +72,10 @@ class Packing:
         """Text and image tokens together, one count a sample."""
         return tuple(self.num_txt + num for num in self.num_img)
 
-    @functools.cached_property
-    def txt(self) -> Owners:
-        """Of the text stream's tokens."""
-        return Owners((self.num_txt,) * len(self.num_img), is_stacked=True)
-
-    @functools.cached_property
-    def img(self) -> Owners:
-        """Of the image stream's tokens."""
-        return Owners(self.num_img, self.is_stacked)
-
-    @functools.cached_property
-    def joint(self) -> Owners:
-        """Of the joint sequence's tokens."""
-        return Owners(self.num_joint, self.is_stacked)
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "txt", Owners((self.num_txt,) * len(self.num_img), is_stacked=True))
+        object.__setattr__(self, "img", Owners(self.num_img, self.is_stacked))
+        object.__setattr__(self, "joint", Owners(self.num_joint, self.is_stacked))
 
     def places_in_joint(self, txt: Tensor) -> tuple[Tensor, Tensor]:
         """Where :meth:`join` puts every text token and every image token, counted through all samples: int32 on the

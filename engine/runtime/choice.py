@@ -44,7 +44,7 @@ def fused_passes() -> Passes | None:
     """The fused kernels if they can be built here and do on this GPU what the formulas do; otherwise the log says why.
 
     Building takes Triton, which comes with torch's CUDA builds, and a C compiler, which images made for running often
-    lack. Everything works without, a step by a fifth slower.
+    lack. Everything works without, with steps that take a quarter longer.
     """
     try:
         from engine.runtime import fused
