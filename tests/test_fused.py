@@ -35,7 +35,11 @@ def fused() -> Passes:
     return cast(Passes, importlib.import_module("engine.runtime.fused"))
 
 
-@pytest.mark.parametrize(("num_heads", "head_dim"), [(3, 16), (9, 8)])  # below and above the heads of one program
+@pytest.mark.parametrize(
+    ("num_heads", "head_dim"),
+    [(3, 16), (9, 8), (2, 24)],
+    ids=["less heads than a program has", "more of them", "heads that are no power of two"],
+)
 def test_every_kernel_computes_its_formula(fused: Passes, num_heads: int, head_dim: int) -> None:
     sizes = {"device": "cpu", "num_heads": num_heads, "head_dim": head_dim}
     assert largest_difference(fused, dtype=torch.float32, **sizes) < 1e-6  # type: ignore[arg-type]

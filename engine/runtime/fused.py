@@ -12,6 +12,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from engine.model import passes
 from engine.model.packing import Owners, Packing
 from engine.model.passes import NORM_EPS, Scales
 
@@ -72,6 +73,8 @@ def _add_gated(x, gate, y, owners, out, row_stride, column_stride, width, BLOCK:
 
 def heads(qkv: Tensor, scales: Scales, pe: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """See :class:`engine.model.passes.Passes`. Values stay where they are."""
+    if not _is_power_of_two(qkv.shape[-1]):
+        return passes.heads(qkv, scales, pe)
     v = qkv.select(-3, 2)
     q, k = (torch.empty(v.shape, dtype=v.dtype, device=v.device) for _ in range(2))
     _launch_heads(qkv, scales, pe, q, k)
@@ -82,12 +85,19 @@ def joint_heads(
     txt: Tensor, txt_scales: Scales, img: Tensor, img_scales: Scales, pe: Tensor, packing: Packing
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """See :class:`engine.model.passes.Passes`. Both streams are written to where they belong in the joint sequence."""
+    if not _is_power_of_two(txt.shape[-1]):
+        return passes.joint_heads(txt, txt_scales, img, img_scales, pe, packing)
     q, k, v = (torch.empty((*pe.shape[:2], *txt.shape[-2:]), dtype=txt.dtype, device=txt.device) for _ in range(3))
     img_q = torch.empty((*img.shape[:2], *img.shape[-2:]), dtype=img.dtype, device=img.device)
     txt_places, img_places = packing.places_in_joint(txt)
     _launch_heads(txt, txt_scales, pe, q, k, v, places=txt_places)
     _launch_heads(img, img_scales, pe, q, k, v, places=img_places, unrotated_q=img_q)
     return q, k, v, img_q
+
+
+def _is_power_of_two(head_dim: int) -> bool:
+    """Blocks are; FLUX.1-dev's heads have 128 channels. Other heads go by the formulas."""
+    return head_dim & (head_dim - 1) == 0
 
 
 def _launch_heads(
@@ -104,7 +114,6 @@ def _launch_heads(
     *outer, _, num_heads, head_dim = qkv.shape
     num_tokens = outer[0] * outer[1]
     token_stride = qkv.stride(1)
-    assert head_dim == triton.next_power_of_2(head_dim), f"heads of {head_dim} channels"
     assert qkv.stride()[-3:] == (num_heads * head_dim, head_dim, 1), "queries, keys and values in a row"
     assert outer[0] == 1 or qkv.stride(0) == outer[1] * token_stride, "samples in a row"
     _heads[(num_tokens, triton.cdiv(num_heads, BLOCK_HEADS))](
