@@ -149,9 +149,8 @@ def relative_error(ours: torch.Tensor, theirs: torch.Tensor) -> float:
     return float((ours.double() - theirs.double()).norm() / theirs.double().norm())
 
 
-def native(bench: Bench) -> DrawnSize:
-    size = bench.profile.size
-    return DrawnSize(width_px=size.native_width_px, height_px=size.native_height_px)
+def half_of(size: DrawnSize) -> DrawnSize:
+    return DrawnSize(width_px=size.width_px // 2, height_px=size.height_px // 2)
 
 
 def can_compare(bench: Bench) -> bool:
@@ -160,7 +159,7 @@ def can_compare(bench: Bench) -> bool:
 
 
 def parity(bench: Bench, into: dict[str, Any]) -> None:
-    size = native(bench)
+    size = bench.profile.size.native
     networks = networks_of(bench)
     batch = random_batch(bench.profile, networks, size, 1)
     ours = forward(networks.flux, batch)
@@ -194,8 +193,8 @@ def parity(bench: Bench, into: dict[str, Any]) -> None:
 @torch.inference_mode()
 def faces_in_turn(bench: Bench, networks: Networks) -> dict[str, Any]:
     """Recorded passes for one face, another, and the first again: whether each has the bits of the pass as written."""
-    full = native(bench)
-    half = DrawnSize(width_px=full.width_px // 2, height_px=full.height_px // 2)
+    full = bench.profile.size.native
+    half = half_of(full)
     found: dict[str, Any] = {}
     for size, num in ((full, 1), (half, 1), (half, 3)):
         batch = random_batch(bench.profile, networks, size, num)
@@ -239,8 +238,8 @@ def milliseconds(bench: Bench, work: Callable[[], object]) -> dict[str, float]:
 def speed(bench: Bench, into: dict[str, Any]) -> None:
     networks = networks_of(bench)
     model = diffusers_model(bench.profile, bench.model_dir, networks) if can_compare(bench) else None
-    full = native(bench)
-    half = DrawnSize(width_px=full.width_px // 2, height_px=full.height_px // 2)
+    full = bench.profile.size.native
+    half = half_of(full)
     for size, counts in ((full, (1, 2)), (half, (1, 2, 4, 8))):
         for num in counts:
             batch = random_batch(bench.profile, networks, size, num)
@@ -281,7 +280,7 @@ def request_through_the_engine(bench: Bench, into: dict[str, Any]) -> None:
 def drawn(engine: FluxEngine, bench: Bench, *, seed: int, num_steps: int = 20) -> dict[str, Any]:
     rng = np.random.default_rng(seed)
     crop = rng.integers(0, 256, (224, 224, 3), dtype=np.uint8)
-    size = native(bench)
+    size = bench.profile.size.native
     started_s = time.perf_counter()
     engine.submit(
         ImageRequest(

@@ -40,12 +40,12 @@ class Plan:
     """Which pictures to make. Same plan, same pictures (on one driver), however many workers make them."""
 
     out: Path
-    body: Path
-    seed: int
-    first_identity: int
-    num_identities: int
-    num_views: int
-    identities_per_shard: int
+    body: Path = Path("embedded/body.npz")
+    seed: int = 1
+    first_identity: int = 0
+    num_identities: int = 50_000
+    num_views: int = 2
+    identities_per_shard: int = 64
 
     def __post_init__(self) -> None:
         if min(self.num_identities, self.num_views, self.identities_per_shard) < 1:
@@ -237,12 +237,12 @@ class Views:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--body", type=Path, default=Path("embedded/body.npz"))
-    parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--first-identity", type=int, default=0)
-    parser.add_argument("--identities", type=int, default=50_000)
-    parser.add_argument("--views", type=int, default=2)
-    parser.add_argument("--identities-per-shard", type=int, default=64)
+    parser.add_argument("--body", type=Path, default=Plan.body)
+    parser.add_argument("--seed", type=int, default=Plan.seed)
+    parser.add_argument("--first-identity", type=int, default=Plan.first_identity)
+    parser.add_argument("--identities", type=int, default=Plan.num_identities)
+    parser.add_argument("--views", type=int, default=Plan.num_views)
+    parser.add_argument("--identities-per-shard", type=int, default=Plan.identities_per_shard)
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--gl-device", type=gl_device, default=0, metavar="N|all", help="EGL device; all: GPUs in turn")
     arguments = parser.parse_args()

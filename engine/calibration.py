@@ -65,7 +65,7 @@ def calibrated(
         steps.append((step_features([runner.num_txt + size.num_tokens for size in sizes]), step_s))
     decodes = [
         (
-            decode_features(size.width_px * size.height_px),
+            decode_features(size.num_pixels),
             seconds(functools.partial(runner.decode, rows[size].tokens, size)),
         )
         for size in (small, middle, native)

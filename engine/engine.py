@@ -109,7 +109,7 @@ class FluxEngine:
             num_rows=request.num_passes,
             num_tokens_per_row=self._runner.num_txt + size.num_tokens,
             num_steps=request.num_steps,
-            num_pixels=size.width_px * size.height_px,
+            num_pixels=size.num_pixels,
             num_prompts=sum(prompt not in self._runner.text_cache for prompt in prompts),
             num_references=self._runner.num_references_to_encode(request.reference),
         )
@@ -242,7 +242,7 @@ class FluxEngine:
         denoised_s = self._clock()
         with self._charged(job, "decode") as decode:
             image = self._runner.decode(drawing.tokens, size)
-        self._meter.observe_decode(size.width_px * size.height_px, decode.seconds)
+        self._meter.observe_decode(size.num_pixels, decode.seconds)
         image = resized(image, width_px=request.width_px, height_px=request.height_px)
         started_s = job.arrival_s if job.started_s is None else job.started_s
         self._ledger.finished(job)

@@ -30,6 +30,11 @@ class DrawnSize:
     height_px: int
 
     @property
+    def num_pixels(self) -> int:
+        """Width times height."""
+        return self.width_px * self.height_px
+
+    @property
     def num_tokens(self) -> int:
         """Image tokens: one for every 16×16 pixels."""
         return (self.width_px // SIZE_STEP_PX) * (self.height_px // SIZE_STEP_PX)
@@ -53,6 +58,11 @@ class SizePolicy:
     max_side_px: int
     max_pixels: int
 
+    @property
+    def native(self) -> DrawnSize:
+        """The native size."""
+        return DrawnSize(width_px=self.native_width_px, height_px=self.native_height_px)
+
     def drawn_size(self, width_px: int, height_px: int) -> DrawnSize:
         """The size to draw at for a requested size. Raises InvalidRequestError outside the limits."""
         for name, value in (("width", width_px), ("height", height_px)):
@@ -68,7 +78,7 @@ class SizePolicy:
                 f"{width_px * height_px}",
                 fields=("width", "height"),
             )
-        native_pixels = self.native_width_px * self.native_height_px
+        native_pixels = self.native.num_pixels
         if self.draw == "requested" or width_px * height_px <= native_pixels:
             return DrawnSize(width_px=width_px, height_px=height_px)
         shrink = math.sqrt(native_pixels / (width_px * height_px))
@@ -241,8 +251,7 @@ class ModelProfile:
     @property
     def native_tokens(self) -> int:
         """Text and image tokens of one row at native size."""
-        native = DrawnSize(width_px=self.size.native_width_px, height_px=self.size.native_height_px)
-        return self.t5.max_tokens + native.num_tokens
+        return self.t5.max_tokens + self.size.native.num_tokens
 
     def check_request(self, request: ImageRequest) -> DrawnSize:
         """The size to draw a request at. Raises InvalidRequestError where the profile does not allow its values."""

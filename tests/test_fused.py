@@ -21,12 +21,13 @@ from engine.model.passes import Passes
 from engine.runtime import choice, fused_check
 from engine.runtime.fused_check import largest_difference
 from engine.weights.load import build_adapter
-from tests.tiny import tiny_profile
+from tests.tiny import randomised, tiny_profile
 
 pytest.importorskip("triton")
 
 PROFILE = tiny_profile()
 NUM_TXT = 5
+NUM_ADAPTER_TOKENS = 4
 
 
 @pytest.fixture(scope="module")
@@ -74,14 +75,18 @@ def test_the_check_sees_a_kernel_that_is_off(name: str) -> None:
 
 def random_networks() -> Flux:
     """A transformer with an adapter; every parameter random."""
-    torch.manual_seed(0)
-    flux, residuals = Flux(PROFILE.transformer).eval(), build_adapter(PROFILE, 4).eval()
-    with torch.no_grad():
-        for network in (flux, residuals):
-            for name, parameter in network.named_parameters():
-                parameter.copy_(0.1 * torch.randn(parameter.shape) + (1.0 if name.endswith("scale") else 0.0))
+    flux, residuals = Flux(PROFILE.transformer).eval(), build_adapter(PROFILE, NUM_ADAPTER_TOKENS).eval()
+    randomised(flux, 1)
+    randomised(residuals, 2)
     residuals.inject(flux)
     return flux
+
+
+def random_prompt(num: int) -> ImagePrompt:
+    """So many samples' faces, each at a strength of its own."""
+    params = PROFILE.transformer
+    shape = (num, params.depth, NUM_ADAPTER_TOKENS, params.num_heads, params.hidden_size // params.num_heads)
+    return ImagePrompt(keys=torch.randn(shape), values=torch.randn(shape), scale=torch.linspace(0.2, 1.0, num))
 
 
 @pytest.mark.parametrize("num_img", [(6, 6), (6, 2, 4)], ids=["one size", "several sizes"])
@@ -91,13 +96,7 @@ def test_a_whole_pass_is_the_same_fused(
     flux = random_networks()
     params, num = PROFILE.transformer, len(num_img)
     packing = Packing(num_txt=NUM_TXT, num_img=num_img)
-    block = flux.double_blocks[0]
-    head = params.hidden_size // params.num_heads
-    prompt = ImagePrompt(
-        keys=torch.randn(num, params.depth, 4, params.num_heads, head),
-        values=torch.randn(num, params.depth, 4, params.num_heads, head),
-        scale=torch.linspace(0.2, 1.0, num),
-    )
+    prompt = random_prompt(num)
     img = packing.pack([torch.randn(count, params.in_channels) for count in num_img])
     ids = packing.pack([torch.randint(0, 9, (count, 3)).float() for count in num_img])
     given = (torch.randn(num, NUM_TXT, params.context_in_dim), torch.rand(num), torch.randn(num, params.vec_in_dim))
@@ -111,7 +110,7 @@ def test_a_whole_pass_is_the_same_fused(
     for module in (layers, adapter):
         monkeypatch.setattr(module, "passes_for", lambda x: fused)
     found = velocity()
-    assert block.img_residual is not None  # the adapter took part
+    assert flux.double_blocks[0].img_residual is not None  # the adapter took part
     assert not torch.equal(found, expected)  # it did go another way
     assert float((found - expected).norm() / expected.norm()) < 1e-5
 
@@ -123,12 +122,7 @@ def test_the_formulas_of_a_block_are_one_graph_to_a_compiler() -> None:
     params, num, num_img = PROFILE.transformer, 2, 4
     for block in (*flux.double_blocks, *flux.single_blocks):
         block.compile(backend="aot_eager", fullgraph=True)
-    head = params.hidden_size // params.num_heads
-    prompt = ImagePrompt(
-        keys=torch.randn(num, params.depth, 4, params.num_heads, head),
-        values=torch.randn(num, params.depth, 4, params.num_heads, head),
-        scale=torch.ones(num),
-    )
+    prompt = random_prompt(num)
     torch._dynamo.utils.counters.clear()
     for _ in range(2):
         out = flux(

@@ -19,21 +19,12 @@ from engine.sampling import latents, schedule
 from engine.sampling.guidance import euler_step
 from engine.weights.load import build_adapter
 from tests.oracles.diffusers_flux import diffusers_flux, load_adapter_through_diffusers, write_adapter
-from tests.tiny import tiny_profile
+from tests.tiny import randomised, tiny_profile
 
 PROFILE = tiny_profile()
 SIZE = DrawnSize(width_px=96, height_px=64)
 NUM_TXT = 12
 NUM_ADAPTER_TOKENS = 4  # diffusers tells 16 from 4 by the full-size weight only
-
-
-def randomised(module: torch.nn.Module, seed: int) -> None:
-    """Every parameter random, so that no term of the network is zero or one by its initialisation."""
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for name, parameter in module.named_parameters():
-            values = torch.randn(parameter.shape, generator=generator) * 0.1
-            parameter.copy_(values + 1 if name.endswith("scale") else values)
 
 
 @pytest.fixture

@@ -19,17 +19,16 @@ NUM_TXT, MAX_TOKENS = 3, 2000
 
 
 class Passes:
-    """A forward pass that is a sum, recorded passes before it, and how often each was asked."""
+    """A forward pass that is a sum, recorded passes before it, and how often it was recorded."""
 
     def __init__(self, max_recordings: int = 2, recorder: Callable[[Run], Run] = on_one_memory) -> None:
-        self.num_run = self.num_recorded = 0
+        self.num_recorded = 0
         self._recorder = recorder
         self.passes = RecordedPasses(
             self._forward, max_recordings=max_recordings, max_tokens=MAX_TOKENS, recorder=self._record
         )
 
     def _forward(self, *inputs: Tensor, packing: Packing, image_prompt: ImagePrompt) -> Tensor:
-        self.num_run += 1
         face = (image_prompt.keys + image_prompt.values).sum() * image_prompt.scale.sum()
         return sum(inputs, torch.zeros(())) + face + sum(packing.num_img)
 
@@ -47,7 +46,6 @@ class Passes:
             return None
         found = self.passes(*inputs, packing=packing, image_prompt=prompt)
         assert torch.equal(found, self._forward(*inputs, packing=packing, image_prompt=prompt))
-        self.num_run -= 1
         return found
 
 

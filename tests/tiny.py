@@ -1,8 +1,10 @@
-"""The smallest profile with every feature, for tests that need real networks in milliseconds."""
+"""The smallest profile with every feature, and random weights, for tests that need real networks in milliseconds."""
 
 from __future__ import annotations
 
 import dataclasses
+
+import torch
 
 from engine.profile import (
     AutoencoderParams,
@@ -71,3 +73,12 @@ def tiny_profile() -> ModelProfile:
             norm_num_groups=4,
         ),
     )
+
+
+def randomised(module: torch.nn.Module, seed: int) -> None:
+    """Every parameter random, so that no term of the network is zero or one by its initialisation."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in module.named_parameters():
+            values = torch.randn(parameter.shape, generator=generator) * 0.1
+            parameter.copy_(values + 1 if name.endswith("scale") else values)

@@ -29,7 +29,7 @@ from engine.scheduler import PolicyName
 
 PLANNED = 0.75
 """Share of the time that crowds are made for: policies differ in how long they take, and bursts go on being drawn after
-the last of them came (two fifths longer than planned, seen on an H200)."""
+the last of them came (a third longer than planned, seen on an H200)."""
 
 MIN_REQUESTS = 8
 

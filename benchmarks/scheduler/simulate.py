@@ -115,13 +115,12 @@ def as_measured(full_size: dict[str, Any]) -> dict[str, Any]:
             tokens = profile.t5.max_tokens + profile.size.drawn_size(side_px, side_px).num_tokens
             samples.append((step_features([tokens] * batch), found["ours"]["median_ms"] / 1e3))
     first, again = full_size["request"]["first"], full_size["request"]["again"]
-    native_px = profile.size.native_width_px * profile.size.native_height_px
     free = LinearCost.of(0.0)
     cost = CostModel(
         step=LinearCost.fitted(samples),
         text=LinearCost.of(first["encode_s"] - again["encode_s"]),  # with the reference's, which came along
         vision=free,
-        decode=LinearCost.of(0.0, again["decode_s"] / native_px, 0.0),
+        decode=LinearCost.of(0.0, again["decode_s"] / profile.size.native.num_pixels, 0.0),
     )
     return {
         "profile": profile.name,

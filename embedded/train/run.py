@@ -24,6 +24,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from embedded.dataset import Plan, generate, gl_device
 from embedded.people import Split
 from embedded.train import export
 from embedded.train.attributes import train_classifier, write_classifier
@@ -102,8 +103,6 @@ class Report:
 
 def stage_data(folders: Folders, arguments: argparse.Namespace) -> None:
     """Draw people until all are there or the time is over. Whole shards stay."""
-    from embedded.dataset import Plan, generate, gl_device
-
     if importlib.util.find_spec("moderngl") is None:
         raise SystemExit("drawing needs moderngl: pip install moderngl")
     plan = Plan(
@@ -395,11 +394,11 @@ def _arguments() -> argparse.Namespace:
         "--initial", type=Path, help="model folder to begin with (autoencoder, flow, distill) or to draw with"
     )
     drawing = parser.add_argument_group("data")
-    drawing.add_argument("--body", type=Path, default=Path("embedded/body.npz"))
-    drawing.add_argument("--data-seed", type=int, default=1)
-    drawing.add_argument("--identities", type=int, default=50_000)
-    drawing.add_argument("--views", type=int, default=2)
-    drawing.add_argument("--identities-per-shard", type=int, default=64)
+    drawing.add_argument("--body", type=Path, default=Plan.body)
+    drawing.add_argument("--data-seed", type=int, default=Plan.seed)
+    drawing.add_argument("--identities", type=int, default=Plan.num_identities)
+    drawing.add_argument("--views", type=int, default=Plan.num_views)
+    drawing.add_argument("--identities-per-shard", type=int, default=Plan.identities_per_shard)
     drawing.add_argument("--workers", type=int, default=os.cpu_count() or 1)
     drawing.add_argument("--gl-device", default="0", metavar="N|all", help="which GPU draws; not one that trains")
     learning = parser.add_argument_group("learning; defaults are in each stage's settings")

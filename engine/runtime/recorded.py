@@ -59,7 +59,7 @@ class RecordedPasses:
 
     def __call__(self, *inputs: Tensor, packing: Packing, image_prompt: ImagePrompt) -> Tensor:
         """See :class:`Forward`. The result is the caller's own."""
-        flat = (*inputs, image_prompt.keys, image_prompt.values, image_prompt.scale)
+        flat = _flat(inputs, image_prompt)
         shape = _shape(flat, packing)
         recording = self._recordings.get(shape)
         if recording is None and self._is_worth_recording(shape):
@@ -71,7 +71,7 @@ class RecordedPasses:
 
     def record(self, *inputs: Tensor, packing: Packing, image_prompt: ImagePrompt) -> None:
         """Record this shape now, since it is known to come again."""
-        flat = (*inputs, image_prompt.keys, image_prompt.values, image_prompt.scale)
+        flat = _flat(inputs, image_prompt)
         shape = _shape(flat, packing)
         if self._may_be_recorded(shape) and shape not in self._recordings:
             self._record(shape, flat, packing)
@@ -107,6 +107,10 @@ class RecordedPasses:
 _Shape = tuple[Packing, tuple[torch.Size, ...]]
 
 
+def _flat(inputs: Sequence[Tensor], image_prompt: ImagePrompt) -> tuple[Tensor, ...]:
+    return (*inputs, image_prompt.keys, image_prompt.values, image_prompt.scale)
+
+
 def _shape(flat: Sequence[Tensor], packing: Packing) -> _Shape:
     return packing, tuple(tensor.shape for tensor in flat)
 
@@ -118,7 +122,7 @@ class _Recording:
         self._inputs = [tensor.clone() for tensor in flat]
         *inputs, keys, values, scale = self._inputs
         prompt = ImagePrompt(keys=keys, values=values, scale=scale)
-        # The packing is kept, too: kernels read its maps of tokens.
+        self._packing = packing  # only kept: the recorded kernels read its maps of tokens
         self._run = recorder(lambda: forward(*inputs, packing=packing, image_prompt=prompt))
 
     def repeat(self, flat: Sequence[Tensor]) -> Tensor:

@@ -40,7 +40,6 @@ def memory_plan(
         largest = max(profile.t5.vocab_size * profile.t5.d_model, profile.t5.d_model * profile.t5.d_ff)
         visiting["a visiting text layer"] = largest * dtype_bytes
     # By the native size: a larger picture may still run out of memory, which ends that request and no other.
-    num_pixels = profile.size.native_width_px * profile.size.native_height_px
     token_bytes = ACTIVATION_WIDTHS * profile.transformer.hidden_size * dtype_bytes
     is_recording = config.device == "cuda" and config.max_recorded_shapes > 0
     recorded = {"recorded steps": profile.native_tokens * token_bytes} if is_recording else {}
@@ -50,7 +49,11 @@ def memory_plan(
         lasting={**weights, "caches": config.text_cache_bytes + config.image_cache_bytes, **recorded},
         passing={
             "a step": max(config.max_batch_tokens, profile.native_tokens) * token_bytes,
-            "decoding": DECODER_WIDTHS * num_pixels * autoencoder.ch * autoencoder.ch_mult[1] * dtype_bytes,
+            "decoding": DECODER_WIDTHS
+            * profile.size.native.num_pixels
+            * autoencoder.ch
+            * autoencoder.ch_mult[1]
+            * dtype_bytes,
             **visiting,
         },
     )
